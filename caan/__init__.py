@@ -1,0 +1,1 @@
+"""Context-aware attention networks for emotion in video, as a plain library."""

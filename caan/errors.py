@@ -1,0 +1,63 @@
+"""What can be wrong with the user's input, and with one video."""
+
+
+class InputError(ValueError):
+    """Bad input of the user: one sentence that says what, where and what to do (exit code 2)."""
+
+
+class StorageError(Exception):
+    """Storage that stays out of reach after retries, or denies access: stops the job (exit 1)."""
+
+
+class VideoError(Exception):
+    """Something wrong with one video: becomes a row with `status`, never stops a job."""
+
+    status = "failed"
+
+
+class Missing(VideoError):
+    """The manifest names a file that is not there."""
+
+    status = "missing"
+
+
+class Unreadable(VideoError):
+    """No allowed demuxer can open the file."""
+
+    status = "unreadable"
+
+
+class NoVideoStream(VideoError):
+    """The file opens, but has no video stream (or only a cover picture)."""
+
+    status = "no_video"
+
+
+class TooLarge(VideoError):
+    """The picture size or the file is beyond the stated limit."""
+
+    status = "too_large"
+
+
+class DecodeFailed(VideoError):
+    """The file opens, but its frames cannot be decoded."""
+
+    status = "decode_failed"
+
+
+class TimedOut(VideoError):
+    """Decoding ran over its wall-clock limit and was killed."""
+
+    status = "timed_out"
+
+
+class OutOfMemory(VideoError):
+    """Decoding ran over its memory limit and was killed."""
+
+    status = "out_of_memory"
+
+
+class Crashed(VideoError):
+    """The decoding child died (signal or exit), or was tried too often."""
+
+    status = "crashed"

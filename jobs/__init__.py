@@ -1,0 +1,1 @@
+"""Ray programs, one per file; run each with `python -m jobs.<name>`."""
