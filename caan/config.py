@@ -1,0 +1,94 @@
+"""Configs are frozen dataclasses: to and from JSON, changed by dotted names, with a fingerprint."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from caan.errors import InputError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values of a config dataclass, as JSON can hold them."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A config of `kind` from nested plain values; absent fields take their defaults.
+
+    Raises:
+        InputError: a key that `kind` does not have, with the nearest name.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise InputError(f"unknown option `{key}`{_nearest(key, names)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            value = from_dict(typing.cast(type, hint), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[key] = value
+    return kind(**arguments)
+
+
+def override(config: T, changes: Mapping[str, Any]) -> T:
+    """`config` with dotted options replaced: `override(c, {"model.scorer_depth": 3})`.
+
+    Raises:
+        InputError: an option that does not exist (with the nearest name), or of another type.
+    """
+    for dotted, value in changes.items():
+        config = _override_one(config, dotted.replace("-", "_"), dotted.replace("-", "_"), value)
+    return config
+
+
+def _override_one(config: Any, path: str, whole: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    names = [field.name for field in dataclasses.fields(config)]
+    if name not in names:
+        raise InputError(f"unknown option `{whole}`{_nearest(whole, option_names(config))}")
+    old = getattr(config, name)
+    if rest:
+        if not dataclasses.is_dataclass(old):
+            raise InputError(f"unknown option `{whole}`: `{name}` has no parts")
+        return dataclasses.replace(config, **{name: _override_one(old, rest, whole, value)})
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, list):
+        value = tuple(value)
+    if old is not None and value is not None and type(old) is not type(value):
+        raise InputError(
+            f"option `{whole}` takes {type(old).__name__}, and {value!r} is {type(value).__name__}"
+        )
+    return dataclasses.replace(config, **{name: value})
+
+
+def option_names(config: Any, prefix: str = "") -> list[str]:
+    """All dotted option names of a config, leaves only."""
+    names: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names += option_names(value, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(names)}"
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """16 hex digits that change when any of these plain values does."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

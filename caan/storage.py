@@ -1,0 +1,452 @@
+"""Files on local paths and on s3://, through pyarrow.fs (reading, writing) and s3fs (listing).
+
+A file that exists is whole: local files are written beside their place and renamed, objects appear
+only when their upload completes. S3 is reached by the ordinary AWS variables (AWS_ENDPOINT_URL,
+AWS_REGION, AWS_ACCESS_KEY_ID, ...), transient errors are retried with back-off.
+"""
+
+import errno
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from caan.errors import InputError, Missing, StorageError
+
+logger = logging.getLogger(__name__)
+
+S3_ATTEMPTS = 8
+"""Tries per request before an S3 fault counts as lasting (about a minute of back-off)."""
+
+RANGE_BUFFER_BYTES = 1 << 20
+"""Read-ahead of one range request on a large object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One listed file."""
+
+    uri: str
+    """Absolute local path, or s3://bucket/key."""
+    size_bytes: int
+    """Size in bytes."""
+    etag: str
+    """Changes when the content does: S3's ETag, or modification time and size of a local file."""
+
+
+def is_s3(path: str) -> bool:
+    """Whether `path` names an S3 object or prefix."""
+    return path.startswith("s3://")
+
+
+def normalise(path: str | os.PathLike[str]) -> str:
+    """The form of `path` that ids are made of: absolute local path or s3:// without a last slash."""
+    text = os.fspath(path)
+    if is_s3(text):
+        return "s3://" + text[5:].strip("/")
+    if "://" in text and not text.startswith("file://"):
+        raise InputError(
+            f"cannot use `{redact(text)}`: only local paths and s3:// are read and written."
+        )
+    return os.path.abspath(text.removeprefix("file://"))
+
+
+def redact(text: str) -> str:
+    """`text` without credentials: user info and query of a URL, and the AWS secrets in use."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        if len(secret := os.environ.get(name, "")) >= 8:
+            text = text.replace(secret, f"<{name}>")
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        host, slash, tail = rest.partition("/")
+        text = f"{scheme}://{host.rpartition('@')[2]}{slash}{tail.partition('?')[0]}"
+    return text
+
+
+def join(folder: str | os.PathLike[str], *parts: str) -> str:
+    """`folder/part/...`, local or s3://."""
+    return "/".join([os.fspath(folder).rstrip("/"), *parts])
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@functools.cache
+def _s3(endpoint: str | None, region: str | None, process: int) -> pyarrow.fs.S3FileSystem:
+    arguments: dict[str, Any] = {}
+    if endpoint:
+        scheme, _, host = endpoint.partition("://")
+        arguments |= {"scheme": scheme, "endpoint_override": host.rstrip("/")}
+    if region:
+        arguments["region"] = region
+    return pyarrow.fs.S3FileSystem(
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        connect_timeout=10,
+        request_timeout=60,
+        **arguments,
+    )
+
+
+def filesystem(path: str | os.PathLike[str]) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow file system of `path`, and `path` as that file system spells it."""
+    text = normalise(path)
+    if is_s3(text):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        return _s3(_endpoint(), region, os.getpid()), text[5:]
+    return pyarrow.fs.LocalFileSystem(), text
+
+
+def _s3fs() -> Any:
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        client_kwargs={"endpoint_url": _endpoint()} if _endpoint() else {},
+        config_kwargs={"retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"}},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+@contextmanager
+def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Turn errors of the file systems into ours, with the path's name in the sentence.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: access denied, disk full, or storage out of reach after all retries.
+    """
+    name = redact(os.fspath(path))
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise StorageError(
+            f"access denied while {doing} `{name}`: check the permissions or the AWS credentials."
+        ) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        text = redact(" ".join(str(error).split()))
+        if _is_denied(text):
+            raise StorageError(
+                f"access denied while {doing} `{name}`: check the permissions or the AWS "
+                "credentials."
+            ) from error
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+            raise StorageError(f"no space left while {doing} `{name}`: free some disk.") from error
+        if _is_absent(text):
+            raise FileNotFoundError(name) from error
+        raise StorageError(f"storage failed while {doing} `{name}`: {text[:300]}") from error
+
+
+def _is_denied(text: str) -> bool:
+    marks = ("ACCESS_DENIED", "AccessDenied", "HTTP code 403", "Forbidden", "InvalidAccessKeyId")
+    return any(mark in text for mark in marks)
+
+
+def _is_absent(text: str) -> bool:
+    marks = ("NO_SUCH", "NoSuchKey", "NoSuchBucket", "HTTP code 404", "Path does not exist")
+    return any(mark in text for mark in marks)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, folder or prefix is there."""
+    fs, inner = filesystem(path)
+    with explained(path, "looking for"):
+        return fs.get_file_info(inner).type != pyarrow.fs.FileType.NotFound
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a folder or a prefix with objects under it."""
+    fs, inner = filesystem(path)
+    with explained(path, "looking at"):
+        return fs.get_file_info(inner).type == pyarrow.fs.FileType.Directory
+
+
+def stat(path: str | os.PathLike[str]) -> StoredFile:
+    """Size and etag of one file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    uri = normalise(path)
+    with explained(uri, "looking at"):
+        if is_s3(uri):
+            info = _s3fs().info(uri)
+            return StoredFile(
+                uri=uri, size_bytes=int(info["size"] or 0), etag=str(info.get("ETag", "")).strip('"')
+            )
+        found = os.stat(uri)
+        return StoredFile(
+            uri=uri,
+            size_bytes=found.st_size,
+            etag=f"{found.st_mtime_ns:x}-{found.st_size:x}",
+        )
+
+
+def list_files(path: str | os.PathLike[str]) -> list[StoredFile]:
+    """All files under a folder, prefix or glob pattern (`*`, `?`, `[`), or the file itself; sorted.
+
+    Hidden files (a leading dot) are left out.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    uri = normalise(path)
+    with explained(uri, "listing"):
+        files = _list_s3(uri) if is_s3(uri) else _list_local(uri)
+    if not files and not exists(uri):
+        raise InputError(f"nothing is at `{redact(uri)}`: check the path.")
+    return sorted(
+        (f for f in files if not f.uri.rpartition("/")[2].startswith(".")), key=lambda f: f.uri
+    )
+
+
+def _list_s3(uri: str) -> list[StoredFile]:
+    fs = _s3fs()
+    try:
+        found = (
+            fs.glob(uri, detail=True)
+            if any(mark in uri for mark in "*?[")
+            else fs.find(uri, detail=True)
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"nothing is at `{redact(uri)}`: check bucket and prefix.") from error
+    return [
+        StoredFile(
+            uri="s3://" + key,
+            size_bytes=int(info["size"] or 0),
+            etag=str(info.get("ETag", "")).strip('"'),
+        )
+        for key, info in found.items()
+        if info["type"] == "file" and not key.endswith("/")
+    ]
+
+
+def _list_local(path: str) -> list[StoredFile]:
+    import glob
+
+    paths: list[str] = []
+    roots = glob.glob(path, recursive=True) if not os.path.exists(path) else [path]
+    for root in roots:
+        if os.path.isdir(root):
+            for folder, folders, names in os.walk(root):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                paths += [os.path.join(folder, name) for name in names]
+        else:
+            paths.append(root)
+    return [stat(name) for name in sorted(set(paths)) if os.path.isfile(name)]
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The whole content of one file."""
+    fs, inner = filesystem(path)
+    with explained(path, "reading"), fs.open_input_stream(inner) as stream:
+        return stream.read()
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file as a whole: readers see the old content or the new one, never a part."""
+    fs, inner = filesystem(path)
+    with explained(path, "writing"):
+        if is_s3(os.fspath(path)):
+            with fs.open_output_stream(inner) as stream:
+                stream.write(content)
+            return
+        os.makedirs(os.path.dirname(inner) or ".", exist_ok=True)
+        temporary = f"{inner}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, inner)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The parsed content of a JSON file.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise InputError(f"`{redact(os.fspath(path))}` is not valid JSON: {error}.") from error
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write plain values as indented JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file, or all Parquet files under a folder in order of their names.
+
+    Raises:
+        InputError: nothing is there, or it is not Parquet.
+    """
+    fs, _ = filesystem(path)
+    names = [
+        file.uri for file in list_files(path) if file.uri.endswith(".parquet") or not is_folder(path)
+    ]
+    if not names:
+        raise InputError(f"no Parquet file is under `{redact(os.fspath(path))}`.")
+    tables = []
+    for name in names:
+        try:
+            with explained(name, "reading"):
+                tables.append(pq.read_table(filesystem(name)[1], filesystem=fs, columns=columns))
+        except (pa.ArrowInvalid, StorageError) as error:
+            if isinstance(error, StorageError) and "magic" not in str(error):
+                raise
+            raise InputError(f"`{redact(name)}` is not a Parquet file.") from error
+    return pa.concat_tables(tables)
+
+
+def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
+    """Write one Parquet file (zstd) as a whole."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Remove a file, or a folder with all that is in it; nothing there is fine."""
+    fs, inner = filesystem(path)
+    with explained(path, "deleting"):
+        kind = fs.get_file_info(inner).type
+        if kind == pyarrow.fs.FileType.Directory:
+            fs.delete_dir(inner)
+        elif kind != pyarrow.fs.FileType.NotFound:
+            fs.delete_file(inner)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make sure that files can be written under `folder`, before any work is done.
+
+    Raises:
+        InputError: they cannot; the sentence says why.
+    """
+    probe = join(folder, f".write-test-{uuid.uuid4().hex[:8]}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except (StorageError, OSError) as error:
+        raise InputError(
+            f"cannot write to `{redact(os.fspath(folder))}`: {error} Choose another --output."
+        ) from error
+
+
+def copy_folder(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy all files under `source` to `target`, local or s3:// on either side."""
+    root = normalise(source)
+    for file in list_files(root):
+        write_bytes(join(target, file.uri[len(root) :].lstrip("/")), read_bytes(file.uri))
+
+
+@contextmanager
+def local_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A local copy of a folder on S3, gone at the end; a local folder itself.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not exists(path):
+        raise InputError(f"there is no folder `{redact(os.fspath(path))}`.")
+    if not is_s3(os.fspath(path)):
+        yield Path(normalise(path))
+        return
+    with tempfile.TemporaryDirectory(prefix="caan-") as folder:
+        copy_folder(path, folder)
+        yield Path(folder)
+
+
+def fetch(uri: str, cache_dir: str | os.PathLike[str]) -> Path:
+    """A local file with the content of `uri`: itself if local, else a copy in `cache_dir`.
+
+    The copy is named after uri and etag, so a changed object is fetched again; several processes
+    may ask at once.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: S3 stays out of reach or denies access.
+    """
+    uri = normalise(uri)
+    if not is_s3(uri):
+        if not os.path.exists(uri):
+            raise FileNotFoundError(uri)
+        return Path(uri)
+    file = stat(uri)
+    key = hashlib.sha256(f"{uri}|{file.etag}".encode()).hexdigest()[:16]
+    target = Path(cache_dir) / f"{key}-{uri.rpartition('/')[2]}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        _download(uri, temporary)
+        temporary.replace(target)
+    return target
+
+
+def _download(uri: str, target: Path) -> None:
+    fs, inner = filesystem(uri)
+    with (
+        explained(uri, "reading"),
+        fs.open_input_stream(inner) as stream,
+        open(target, "wb") as file,
+    ):
+        shutil.copyfileobj(stream, file, 4 << 20)
+
+
+@contextmanager
+def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
+    """A path to decode from: a temporary local copy of an S3 object of at most `spool_bytes`.
+
+    Larger objects and local files come back as they are; `open_ranges` reads the former.
+
+    Raises:
+        Missing: the object is not there any more.
+        StorageError: S3 stays out of reach or denies access.
+    """
+    if not is_s3(uri):
+        if not os.path.exists(uri):
+            raise Missing(f"there is no file `{uri}`")
+        yield uri
+        return
+    if size_bytes > spool_bytes:
+        yield uri
+        return
+    handle, name = tempfile.mkstemp(prefix="caan-spool-", suffix="-" + Path(uri).suffix)
+    os.close(handle)
+    try:
+        try:
+            _download(uri, Path(name))
+        except FileNotFoundError as error:
+            raise Missing(f"there is no object `{redact(uri)}`") from error
+        yield name
+    finally:
+        os.unlink(name)
+
+
+def open_ranges(uri: str) -> BinaryIO:
+    """A seekable file over an S3 object that reads ranges of at most RANGE_BUFFER_BYTES at a time."""
+    fs, inner = filesystem(uri)
+    with explained(uri, "opening"):
+        return io.BufferedReader(fs.open_input_file(inner), RANGE_BUFFER_BYTES)  # type: ignore[type-var]
