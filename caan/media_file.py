@@ -1,0 +1,275 @@
+"""Opens a media file so that nothing else is opened, and decodes its video stream forward.
+
+FFmpeg gets a Python file object without a name and may not open anything by itself; only demuxers
+of self-contained files are allowed.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, NoReturn, cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from caan.errors import (
+    DecodeFailed,
+    Missing,
+    NoVideoStream,
+    OutOfMemory,
+    TooLarge,
+    Unreadable,
+    VideoError,
+)
+
+Source = str | BinaryIO
+
+ALLOWED_DEMUXERS = (
+    # FFmpeg's names: MP4, MOV, 3GP; MKV, WebM; WMV; MPEG program and transport streams
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "flv", "asf"),
+    *("mpeg", "mpegts", "ogg", "mxf", "ivf", "gif"),
+)
+"""Demuxers of files that hold everything themselves: no playlist, no image sequence, no device."""
+
+MAX_PIXELS = 8192 * 8192
+"""Largest picture that is decoded; 200 MB as RGB."""
+
+MAX_STILL_SECONDS = 3600
+"""Longest time between two pictures; a longer one is taken for a damaged timestamp."""
+
+_READ_BYTES = 64 * 1024
+_SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")
+_MIN_BYTES_PER_SECOND = 20
+
+
+IsUnneeded = Callable[[int, int], bool]
+"""Whether a picture at the first pts is of no use once there is one at the second."""
+
+
+class _OneFile:
+    """A file without a name, so that FFmpeg can judge it by its content only."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    raise Unreadable(f"the file refers to another one: {url[:200]}")
+
+
+class MediaFile:
+    """One open file and its video stream, decoded forward with one thread."""
+
+    stream: VideoStream
+    time_base: Fraction
+    """Seconds per tick of the stream's clock."""
+
+    def __init__(self, source: Source) -> None:
+        self.path = Path(source).absolute() if isinstance(source, str) else None
+        try:
+            self._file = open(source, "rb") if isinstance(source, str) else source  # noqa: SIM115
+        except FileNotFoundError as error:
+            raise Missing(f"no such file: {source}") from error
+        except (IsADirectoryError, PermissionError) as error:
+            raise Unreadable(f"cannot be read: {source} ({error.strerror})") from error
+        self._container: InputContainer | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "MediaFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes what this object opened; a file object given stays open."""
+        if self._container is not None:
+            self._container.close()
+        if self.path:
+            self._file.close()
+
+    def _open(self) -> None:
+        self._file.seek(0)
+        limits = {"max_pixels": str(MAX_PIXELS)}
+        try:
+            self._container = av.open(
+                _OneFile(self._file),
+                "r",
+                options=limits,
+                container_options={
+                    "format_whitelist": ",".join(ALLOWED_DEMUXERS),
+                    "protocol_whitelist": "none",
+                },
+                buffer_size=_READ_BYTES,
+                io_open=_refuse,
+                metadata_errors="replace",
+            )
+        except FFmpegError as error:
+            raise as_video_error(error, Unreadable, "no allowed demuxer opens it") from error
+        streams = [
+            stream
+            for stream in self.container.streams.video
+            if not stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
+        ]
+        if not streams:
+            raise NoVideoStream("the file has no video stream")
+        self.stream = streams[0]
+        self.time_base = Fraction(self.stream.time_base or 0)
+        context = self.stream.codec_context
+        if context is None or not self.time_base:
+            raise DecodeFailed("FFmpeg has no decoder for the video stream")
+        if context.width * context.height > MAX_PIXELS:
+            raise TooLarge(f"pictures of {context.width}x{context.height} are not decoded")
+        for stream in self.container.streams:
+            if stream is not self.stream:
+                stream.discard = Discard.all
+        context.thread_count = 1
+        context.options = limits
+        self._reorder_depth = context.reorder_depth
+        self._needs_key = False
+
+    @property
+    def container(self) -> InputContainer:
+        """PyAV's object, for what a header says."""
+        assert self._container is not None
+        return self._container
+
+    def rewind(self) -> None:
+        """Opens the file again: the one way back to the start that every demuxer has."""
+        self.container.close()
+        self._open()
+
+    def seek(self, pts: int) -> bool:
+        """Goes to a key frame near `pts`, before it if the demuxer can; False if it cannot seek."""
+        try:
+            self.container.seek(pts, stream=self.stream)
+        except FFmpegError:
+            return False
+        # Flushing forgets how far pictures are reordered; hierarchical B-frames would be lost.
+        self.stream.codec_context.reorder_depth = self._reorder_depth
+        self._needs_key = True
+        return True
+
+    def pictures(self, is_unneeded: IsUnneeded | None = None) -> Iterator[tuple[int, VideoFrame]]:
+        """(pts, picture) from here on, with rising pts, perhaps without those that are not needed.
+
+        Packets before the first good picture may be damaged (a recording may begin anywhere);
+        after it, damage raises `DecodeFailed`.
+        """
+        context = self.stream.codec_context
+        may_skip = is_unneeded is not None and context.name in _SKIPPING_CODECS
+        sent_pts: deque[int] = deque(maxlen=32)
+        last_pts: int | None = None
+        step = round(1 / (self.stream.average_rate or 25) / self.time_base)
+        limit = MAX_STILL_SECONDS / self.time_base
+        for packet in self.packets():
+            if self._needs_key and packet.size and not packet.is_keyframe:
+                continue
+            self._needs_key = False
+            pts = packet.pts
+            if may_skip and is_unneeded is not None and pts is not None:
+                unneeded = any(is_unneeded(pts, later) for later in sent_pts)
+                context.skip_frame = "NONREF" if unneeded else "DEFAULT"
+                sent_pts.append(pts)
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                if last_pts is None and not isinstance(error, MemoryError):
+                    continue
+                raise as_video_error(error, DecodeFailed, f"damaged at pts {pts}") from error
+            for frame in frames:
+                shown_at = next((p for p in (frame.pts, frame.dts) if p is not None), None)
+                if shown_at is None:
+                    shown_at = 0 if last_pts is None else last_pts + step
+                if frame.is_corrupt or (last_pts is not None and shown_at < last_pts):
+                    continue
+                if last_pts is not None and shown_at - last_pts > limit:
+                    raise DecodeFailed(f"timestamps jump from {last_pts} to {shown_at}")
+                last_pts = shown_at
+                yield shown_at, frame
+
+    def pictures_from(
+        self, pts: int, start_pts: int, is_unneeded: IsUnneeded | None = None
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """As `pictures`, beginning with one at or before `pts`, unless that is the very first."""
+        back, second = 0, round(1 / self.time_base)
+        while pts - back > start_pts and self.seek(pts - back):
+            pictures = self.pictures(is_unneeded)
+            first = next(pictures, None)
+            if first is not None and first[0] <= pts:
+                yield first
+                yield from pictures
+                return
+            # The demuxer went beyond, or leading pictures of an open GOP were lost.
+            back = max(2 * back, second)
+        self.rewind()
+        yield from self.pictures(is_unneeded)
+
+    def first_picture(self) -> tuple[int, VideoFrame]:
+        """(pts, picture) of the video's first picture, on a file just opened."""
+        for pts, picture in self.pictures():
+            if picture.width * picture.height > MAX_PIXELS:
+                raise TooLarge(f"pictures of {picture.width}x{picture.height} are not decoded")
+            return pts, picture
+        raise DecodeFailed("no picture can be decoded")
+
+    def last_pts(self, start_pts: int) -> int:
+        """The last packet's presentation time: at the header's end, or else by reading them all."""
+        length = self.stream.duration
+        if length is None and self.container.duration:
+            length = round(Fraction(self.container.duration, av.time_base) / self.time_base)
+        if length and self.container.size > _MIN_BYTES_PER_SECOND * length * self.time_base:
+            tail = self._end_of_packets(None) if self.seek(start_pts + length) else None
+            if tail is not None and 0 <= tail - start_pts <= 1.1 * length + 10 / self.time_base:
+                return tail
+        self.rewind()
+        return max(start_pts, self._end_of_packets(start_pts) or start_pts)
+
+    def _end_of_packets(self, end: int | None) -> int | None:
+        limit = MAX_STILL_SECONDS / self.time_base
+        try:
+            for packet in self.packets():
+                if packet.pts is None or packet.is_discard:
+                    continue
+                if end is None or end < packet.pts <= end + limit:
+                    end = packet.pts
+        except DecodeFailed:
+            pass  # the end of what can be read is the end
+        return end
+
+    def packets(self) -> "Iterator[Packet[VideoStream]]":
+        """Packets of the video stream from here on, in the order of decoding."""
+        try:
+            yield from self.container.demux(self.stream)
+        except FFmpegError as error:
+            raise as_video_error(error, DecodeFailed, "damaged container") from error
+
+
+def as_video_error(error: FFmpegError, kind: type[VideoError], what: str) -> VideoError:
+    """The given kind of error, or `OutOfMemory` where FFmpeg could not allocate."""
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"FFmpeg could not allocate memory ({what})")
+    return kind(f"{what}: {error.strerror}")
+
+
+def orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """Clockwise quarter turns that make the picture upright, and whether to mirror it before."""
+    matrix = cast(SideDataContainer, frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(np.int64)
+    turns = (1 if c < 0 else 3) if abs(c) > abs(d) else (2 if d < 0 else 0)
+    return turns, bool(a * d - b * c < 0)
