@@ -1,0 +1,259 @@
+"""Labels laid beside the manifest: who was labelled, how it went, and how often it is right."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from caan import metrics
+from caan.errors import InputError
+from caan.schema import LABEL_SETS, canonical_emotion, label_set_of
+
+NO_LABEL = "no label"
+"""What the report calls a video without a predicted emotion."""
+
+NOT_LABELLED = "not_labelled"
+"""Status in the report of a manifest row for which the labels have no row at all."""
+
+UNCERTAIN = "uncertain"
+"""Label of a video whose confidence was below the limit asked for: counts as no label."""
+
+SLICES = ("split", "gender", "age_range")
+"""Manifest columns by whose values accuracy is also given."""
+
+_MANIFEST_COLUMNS = (
+    *("video_id", "uri", "start_seconds", "end_seconds", "label", "split", "gender", "age_range"),
+    *("face_box", "face_pts_seconds", "size_bytes", "width", "height", "duration_seconds"),
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedVideo:
+    """One manifest row with everything that was said about it."""
+
+    row: Row
+    """The manifest's row."""
+    truth: str | None
+    """The true emotion, if the manifest has one."""
+    people: tuple[Row, ...]
+    """Its rows in the labels table, one per person."""
+    scored: Row | None
+    """The row of the marked person, else of the main one; None when there is no row at all."""
+    predicted: str | None
+    """The scored row's emotion; None when there is none or it is `uncertain`."""
+
+    @property
+    def status(self) -> str:
+        """Status of the scored row."""
+        return self.scored["status"] or "ok" if self.scored else NOT_LABELLED
+
+    @property
+    def right(self) -> bool:
+        """Whether there is a prediction and it is the true emotion."""
+        return self.predicted is not None and self.predicted == self.truth
+
+
+def label_set(labels: pa.Table, run: Mapping[str, Any], truths: Iterable[str]) -> tuple[str, ...]:
+    """The emotions a model chooses from: as its run says, else its probabilities, else the labels.
+
+    Raises:
+        InputError: a true label is none of them.
+    """
+    named = run.get("label_set")
+    emotions: tuple[str, ...]
+    if isinstance(named, str) and named in LABEL_SETS:
+        emotions = LABEL_SETS[named]
+    elif isinstance(named, list):
+        emotions = tuple(named)
+    else:
+        found = {name for row in labels["probabilities"].to_pylist() for name, _ in row or ()}
+        given = {name for name in labels["label"].to_pylist() if name and name != UNCERTAIN}
+        emotions = label_set_of(sorted(found)) if found else label_set_of([*given, *truths])
+    if unknown := sorted(set(truths) - set(emotions)):
+        raise InputError(
+            f"the manifest has the label `{unknown[0]}`, and the model that wrote these labels "
+            f"knows only {', '.join(emotions)}. Evaluate with the manifest of the same label set."
+        )
+    return emotions
+
+
+def true_labels(manifest: pa.Table) -> set[str]:
+    """The distinct true emotions of a manifest, in this project's words."""
+    return {canonical_emotion(name) for name in manifest["label"].unique().to_pylist() if name}
+
+
+def join_labels(
+    manifest: pa.Table, labels: pa.Table, frame_scores: pa.Table, emotions: Sequence[str]
+) -> list[EvaluatedVideo]:
+    """One EvaluatedVideo per manifest row, in its order.
+
+    `frame_scores` is only looked at for videos with several people and a marked face.
+
+    Raises:
+        InputError: a video or person occurs twice, the labels are of other videos, or a predicted
+            label is not one of `emotions`.
+    """
+    ids = Counter(manifest["video_id"].to_pylist())
+    _refuse_double(ids, "the manifest")
+    people: dict[str, list[Row]] = defaultdict(list)
+    for row in labels.to_pylist():
+        row["probabilities"] = dict(row["probabilities"] or ())
+        people[row["video_id"]].append(row)
+    _refuse_double(
+        Counter(f"{r['video_id']} {r['person_id']}" for rows in people.values() for r in rows),
+        "the labels table",
+    )
+    if people and not people.keys() & ids.keys():
+        raise InputError(
+            f"none of the {len(people)} labelled videos is in the manifest (the first is "
+            f"`{next(iter(people))}`): give the manifest that they were labelled from."
+        )
+    scores: dict[str, list[Row]] = defaultdict(list)
+    columns = ["video_id", "person_id", "pts_seconds", "box"]
+    for row in frame_scores.select(columns).to_pylist() if people else ():
+        scores[row["video_id"]].append(row)
+    videos = []
+    for row in manifest.select(_MANIFEST_COLUMNS).to_pylist():
+        rows = people.get(row["video_id"], [])
+        scored = _scored_person(row, rows, scores.get(row["video_id"], []))
+        videos.append(
+            EvaluatedVideo(
+                row=row,
+                truth=canonical_emotion(row["label"]) if row["label"] else None,
+                people=tuple(rows),
+                scored=scored,
+                predicted=_predicted(scored, emotions),
+            )
+        )
+    return videos
+
+
+def _refuse_double(counts: Counter[str], what: str) -> None:
+    name, count = counts.most_common(1)[0] if counts else ("", 0)
+    if count > 1:
+        raise InputError(f"{what} has {count} rows for `{name}`, and should have one.")
+
+
+def _scored_person(row: Row, people: list[Row], scores: list[Row]) -> Row | None:
+    if len(people) < 2:
+        return people[0] if people else None
+    if row["face_box"] is not None and (person_id := marked_person(row, scores)) is not None:
+        return next(p for p in people if p["person_id"] == person_id)
+    mains = [person for person in people if person["is_main"]]
+    return (mains or people)[0]
+
+
+def marked_person(row: Row, scores: Sequence[Row]) -> str | None:
+    """The person whose face lies on the manifest's marked `face_box`, None if nobody's does.
+
+    Each person is judged by the face nearest in time to `face_pts_seconds` (else by the best one).
+    """
+    at = row["face_pts_seconds"]
+    best: tuple[float, float] = (0.0, 0.0)
+    found = None
+    for score in scores:
+        overlap = box_overlap(row["face_box"], score["box"])
+        nearness = 0.0 if at is None else -abs(score["pts_seconds"] - at)
+        if overlap > 0 and (found is None or (nearness, overlap) > best):
+            best, found = (nearness, overlap), score["person_id"]
+    return found
+
+
+def box_overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union, 0..1, of two boxes x0, y0, x1, y1."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (areas - width * height)
+
+
+def _predicted(scored: Row | None, emotions: Sequence[str]) -> str | None:
+    if scored is None or scored["label"] is None or scored["label"] == UNCERTAIN:
+        return None
+    label = canonical_emotion(scored["label"])
+    if label not in emotions:
+        raise InputError(
+            f"the labels table says `{scored['label']}` for `{scored['video_id']}`, which is none "
+            f"of {', '.join(emotions)}."
+        )
+    return label
+
+
+def score(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> dict[str, Any]:
+    """All figures of a report as plain JSON values.
+
+    `all_videos` counts a labelled video without a prediction as wrong, `predicted_videos` leaves it
+    out; both are absent when the manifest has no labels. Confidence is over all predictions.
+    """
+    predictions = [video for video in videos if video.predicted is not None]
+    counts = Counter(video.predicted or NO_LABEL for video in videos)
+    figures: dict[str, Any] = {
+        "label_set": list(emotions),
+        "num_videos": len(videos),
+        "num_people": sum(len(video.people) for video in videos if video.predicted is not None),
+        "statuses": dict(Counter(video.status for video in videos).most_common()),
+        "labels": {name: counts.get(name, 0) for name in (*emotions, NO_LABEL)},
+        "confidence": _spread(confidences(predictions)),
+    }
+    labelled = [video for video in videos if video.truth is not None]
+    if not labelled:
+        return figures
+    matrix = matrix_of(labelled, emotions)
+    known = [video for video in labelled if video.predicted is not None]
+    figures["all_videos"] = metrics.summarise(matrix, emotions)
+    figures["predicted_videos"] = metrics.summarise(matrix[:, : len(emotions)], emotions)
+    figures["expected_calibration_error"] = metrics.plain(
+        metrics.expected_calibration_error(confidences(known), [video.right for video in known])
+    )
+    figures["slices"] = {}
+    for column in SLICES:
+        values = sorted({video.row[column] for video in labelled if video.row[column]})
+        if len(values) > 1:
+            figures["slices"][column] = {
+                value: _brief([v for v in labelled if v.row[column] == value], emotions)
+                for value in values
+            }
+    return figures
+
+
+def matrix_of(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> np.ndarray:
+    """Confusion matrix, int64 [K, K + 1], of videos that all have a true emotion."""
+    index = {emotion: i for i, emotion in enumerate(emotions)}
+    return metrics.confusion_matrix(
+        [index[video.truth] for video in videos if video.truth is not None],
+        [index.get(video.predicted or "", metrics.NO_PREDICTION) for video in videos],
+        len(emotions),
+    )
+
+
+def confidences(videos: Sequence[EvaluatedVideo]) -> list[float]:
+    """The scored rows' confidence, 0..1; a label written by hand, without one, counts as 1."""
+    rows = [video.scored for video in videos if video.scored is not None]
+    return [1.0 if row["confidence"] is None else float(row["confidence"]) for row in rows]
+
+
+def _brief(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> dict[str, Any]:
+    summary = metrics.summarise(matrix_of(videos, emotions), emotions)
+    return {
+        name: summary[name]
+        for name in ("num_videos", "num_right", "accuracy", "accuracy_interval_95", "uar")
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return {
+        "mean": float(np.mean(values)),
+        "p10": float(low),
+        "median": float(middle),
+        "p90": float(high),
+    }

@@ -1,0 +1,405 @@
+"""The report folder: figures, tables, pictures and strips of frames about one run of labels."""
+
+import csv
+import io
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from caan import evaluation, metrics, plots, storage
+from caan.errors import InputError, StorageError, VideoError
+from caan.evaluation import NO_LABEL, EvaluatedVideo, Row
+from caan.plots import StripFrame
+from caan.schema import (
+    FRAME_SCORES_SCHEMA,
+    LABELS_SCHEMA,
+    MANIFEST_SCHEMA,
+    STATUSES,
+    check_table,
+    table_of,
+)
+from caan.video import decode_at
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What a report shows."""
+
+    split: str = ""
+    """Only the manifest rows of this split; empty: all."""
+    num_strips: int = 12
+    """Videos shown as strips of frames, spread over the predicted emotions."""
+    strip_frames: int = 8
+    """Frames per strip."""
+    thumbnail_pixels: int = 320
+    """Longer side of a strip's pictures."""
+    spool_bytes: int = 256 << 20
+    """S3 videos up to this size are copied to local disk for their strip; larger ones are read by
+    ranges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRun:
+    """What a run of jobs.label left behind."""
+
+    labels: pa.Table
+    """LABELS_SCHEMA."""
+    run: dict[str, Any]
+    """Its run.json; empty for a table written by hand."""
+    folder: str
+    """Where `frame_scores/` lies, if anywhere."""
+
+    def frame_scores(self, video_ids: Sequence[str]) -> pa.Table:
+        """FRAME_SCORES_SCHEMA, the rows of these videos only; empty where the run wrote none."""
+        folder = storage.join(self.folder, "frame_scores")
+        if not video_ids or not storage.exists(folder):
+            return table_of([], FRAME_SCORES_SCHEMA)
+        wanted = pc.field("video_id").isin(list(video_ids))
+        tables = []
+        for file in storage.list_files(folder):
+            if file.uri.endswith(".parquet"):
+                fs, inner = storage.filesystem(file.uri)
+                with storage.explained(file.uri, "reading"):
+                    tables.append(pq.read_table(inner, filesystem=fs, filters=wanted))
+        tables = [check_table(table, FRAME_SCORES_SCHEMA, folder) for table in tables]
+        return pa.concat_tables(tables or [table_of([], FRAME_SCORES_SCHEMA)])
+
+
+def read_label_run(path: str) -> LabelRun:
+    """The output folder of jobs.label, its `labels/` folder, or one Parquet table of labels.
+
+    Raises:
+        InputError: nothing is there, or it has no `video_id`.
+    """
+    if not storage.exists(path):
+        raise InputError(
+            f"nothing is at `{storage.redact(path)}`: --labels takes the folder that jobs.label "
+            "wrote, or a Parquet file of labels."
+        )
+    inner = storage.join(path, "labels")
+    if storage.exists(inner):
+        tables, folder = inner, path
+    else:
+        tables, folder = path, storage.normalise(path).rpartition("/")[0]
+    run_path = storage.join(folder, "run.json")
+    run = storage.read_json(run_path) if storage.exists(run_path) else {}
+    table = check_table(storage.read_table(tables), LABELS_SCHEMA, f"the labels at `{tables}`")
+    return LabelRun(labels=table, run=run, folder=folder)
+
+
+def read_manifest(path: str, split: str = "") -> pa.Table:
+    """MANIFEST_SCHEMA; of one split if named.
+
+    Raises:
+        InputError: nothing is there, it is no manifest, or no row is in the split.
+    """
+    if not storage.exists(path):
+        raise InputError(
+            f"no manifest is at `{storage.redact(path)}`: --manifest takes what jobs.index wrote."
+        )
+    manifest = check_table(storage.read_table(path), MANIFEST_SCHEMA, f"the manifest at `{path}`")
+    if not split:
+        return manifest
+    chosen = manifest.filter(pc.field("split") == split)
+    if not chosen.num_rows:
+        splits = sorted(name for name in manifest["split"].unique().to_pylist() if name)
+        raise InputError(
+            f"no manifest row has the split `{split}`; there are {', '.join(splits) or 'none'}."
+        )
+    return chosen
+
+
+def write_report(
+    output: str, manifest: pa.Table, label_run: LabelRun, config: ReportConfig
+) -> dict[str, Any]:
+    """Write a whole report folder and return what its metrics.json holds.
+
+    Raises:
+        InputError: manifest and labels do not fit together.
+    """
+    emotions = evaluation.label_set(
+        label_run.labels, label_run.run, evaluation.true_labels(manifest)
+    )
+    marked = manifest.filter(pc.is_valid(manifest["face_box"]))["video_id"].to_pylist()
+    videos = evaluation.join_labels(
+        manifest, label_run.labels, label_run.frame_scores(marked), emotions
+    )
+    figures = evaluation.score(videos, emotions)
+    figures["split"] = config.split
+    figures["random_weights"] = random_weights(label_run)
+    write_pictures(output, videos, figures)
+    strips = write_strips(output, videos, label_run, emotions, config)
+    storage.write_bytes(storage.join(output, "labels.csv"), labels_csv(videos, emotions).encode())
+    storage.write_bytes(
+        storage.join(output, "report.md"), report_markdown(figures, strips).encode()
+    )
+    storage.write_json(storage.join(output, "metrics.json"), figures)
+    return figures
+
+
+def random_weights(label_run: LabelRun) -> list[str]:
+    """Identities of networks with random weights (`vgg16:random:0`) that a label run names."""
+    found: set[str] = set()
+    pending: list[Any] = [label_run.run, label_run.labels["model_id"].unique().to_pylist()]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and ":random:" in value:
+            found.add(value)
+    return sorted(found)
+
+
+def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[str, Any]) -> None:
+    """Write the PNG plots that these figures allow, and name them under `figures["pictures"]`."""
+    predictions = [video for video in videos if video.predicted is not None]
+    pictures = {
+        "labels.png": plots.distribution_plot(figures["labels"]),
+        "confidence.png": plots.confidence_plot(evaluation.confidences(predictions)),
+    }
+    if "all_videos" in figures:
+        summary = figures["all_videos"]
+        known = [video for video in predictions if video.truth is not None]
+        right = [video.right for video in known]
+        confidence = evaluation.confidences(known)
+        matrix = np.array(summary["confusion_matrix"])
+        pictures["confusion.png"] = plots.confusion_plot(matrix, summary["emotions"])
+        pictures["per_emotion.png"] = plots.per_emotion_plot(summary["per_emotion"])
+        if known:
+            pictures["reliability.png"] = plots.reliability_plot(
+                metrics.reliability(confidence, right), figures["expected_calibration_error"]
+            )
+    for name, content in pictures.items():
+        storage.write_bytes(storage.join(output, name), content)
+    figures["pictures"] = sorted(pictures)
+
+
+def write_strips(
+    output: str,
+    videos: Sequence[EvaluatedVideo],
+    label_run: LabelRun,
+    emotions: Sequence[str],
+    config: ReportConfig,
+) -> dict[str, str]:
+    """Write `strips/<video_id>.png` for the chosen videos; gives each one's title by its path."""
+    chosen = choose_videos(videos, emotions, config.num_strips)
+    scores: dict[str, list[Row]] = defaultdict(list)
+    table = label_run.frame_scores([video.row["video_id"] for video in chosen])
+    for score in table.sort_by("pts_seconds").to_pylist():
+        scores[score["video_id"]].append(score)
+    strips = {}
+    for video in chosen:
+        frames = strip_frames(video, scores[video.row["video_id"]], config)
+        if frames:
+            path = f"strips/{video.row['video_id']}.png"
+            title = strip_title(video)
+            storage.write_bytes(storage.join(output, path), plots.strip_plot(frames, title))
+            strips[path] = title
+    return strips
+
+
+def choose_videos(
+    videos: Sequence[EvaluatedVideo], emotions: Sequence[str], count: int
+) -> list[EvaluatedVideo]:
+    """Up to `count` videos with a prediction: the surest of each emotion in turn, then the next."""
+    queues = []
+    for emotion in emotions:
+        found = [video for video in videos if video.predicted == emotion]
+        queues.append(sorted(found, key=lambda v: -evaluation.confidences([v])[0]))
+    rounds = range(max((len(queue) for queue in queues), default=0))
+    return [queue[i] for i in rounds for queue in queues if i < len(queue)][:count]
+
+
+def strip_frames(
+    video: EvaluatedVideo, scores: Sequence[Row], config: ReportConfig
+) -> list[StripFrame]:
+    """The scored person's frames for a strip: even over time, the highest score among them."""
+    assert video.scored is not None
+    mine = [score for score in scores if score["person_id"] == video.scored["person_id"]]
+    if not mine:
+        return []
+    places = sorted({round(i) for i in np.linspace(0, len(mine) - 1, config.strip_frames)})
+    highest = max(range(len(mine)), key=lambda i: mine[i]["emotion_score"] or 0.0)
+    places[int(np.argmin([abs(place - highest) for place in places]))] = highest
+    shown = [mine[i] for i in places]
+    pictures = thumbnails(video.row, [score["pts_seconds"] for score in shown], config)
+    return [
+        StripFrame(
+            picture=picture,
+            pts_seconds=score["pts_seconds"],
+            emotion_score=score["emotion_score"] or 0.0,
+            label=most_probable(score),
+            box=_relative_box(score["box"], video.row),
+        )
+        for score, picture in zip(shown, pictures, strict=True)
+    ]
+
+
+def most_probable(score: Row) -> str:
+    """The emotion with the highest probability in a row; empty without probabilities."""
+    probabilities = dict(score["probabilities"] or ())
+    return max(probabilities, key=lambda name: probabilities[name]) if probabilities else ""
+
+
+def _relative_box(
+    box: Sequence[float] | None, row: Row
+) -> tuple[float, float, float, float] | None:
+    if box is None or not row["width"] or not row["height"]:
+        return None
+    x0, y0, x1, y1 = box
+    return x0 / row["width"], y0 / row["height"], x1 / row["width"], y1 / row["height"]
+
+
+def thumbnails(
+    row: Row, times_seconds: Sequence[float], config: ReportConfig
+) -> list[np.ndarray | None]:
+    """Pictures uint8 [H, W, 3] RGB of a manifest row at these times; None where they fail.
+
+    A video that moved or broke since it was labelled must not cost the report.
+    """
+    try:
+        with storage.spooled(row["uri"], row["size_bytes"] or 0, config.spool_bytes) as path:
+            source = storage.open_ranges(path) if storage.is_s3(path) else path
+            pictures = decode_at(source, times_seconds, max_side_pixels=config.thumbnail_pixels)
+    except (VideoError, StorageError, FileNotFoundError) as error:
+        logger.warning("no pictures of %s: %s", storage.redact(row["uri"]), error)
+        return [None] * len(times_seconds)
+    return list(pictures)
+
+
+def strip_title(video: EvaluatedVideo) -> str:
+    """File name, prediction with confidence, and the truth where it is known."""
+    name = video.row["uri"].rpartition("/")[2]
+    title = f"{name} · {video.predicted} {evaluation.confidences([video])[0]:.2f}"
+    return title if video.truth is None else f"{title} (true: {video.truth})"
+
+
+def labels_csv(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> str:
+    """All people of all videos as CSV; a video without any has one line, so none is missing."""
+    columns = (
+        *("video_id", "uri", "split", "true_label", "person_id", "is_main", "is_scored", "label"),
+        *("right", "confidence", "num_frames", "num_faces", "start_seconds", "end_seconds"),
+        *("status", "error", "model_id"),
+    )
+    buffer = io.StringIO()
+    writer = csv.DictWriter(
+        buffer, [*columns, *(f"p_{name}" for name in emotions)], extrasaction="ignore"
+    )
+    writer.writeheader()
+    for video in videos:
+        for person in video.people or ({"status": video.status},):
+            line = dict(person)
+            line |= {"video_id": video.row["video_id"], "uri": video.row["uri"]}
+            line |= {"split": video.row["split"], "true_label": video.truth}
+            line["is_scored"] = person is video.scored
+            if person is video.scored and video.truth is not None:
+                line["right"] = video.right
+            probabilities = person.get("probabilities", {})
+            line |= {f"p_{name}": probabilities.get(name) for name in emotions}
+            writer.writerow(line)
+    return buffer.getvalue()
+
+
+def report_markdown(figures: Mapping[str, Any], strips: Mapping[str, str]) -> str:
+    """The report as Markdown; pictures and strips by relative path."""
+    of_split = f" of the split `{figures['split']}`" if figures["split"] else ""
+    lines = ["# Report", "", f"{figures['num_videos']} videos{of_split}.", ""]
+    if figures["random_weights"]:
+        lines += [
+            f"**Random weights**: {', '.join(figures['random_weights'])}. These networks were "
+            "never trained; the labels show that the chain runs, not what people feel.",
+            "",
+        ]
+    if "all_videos" in figures:
+        lines += _accuracy_lines(figures)
+    else:
+        lines += ["The manifest has no labels, so there is no accuracy.", ""]
+    lines += ["## Labels", "", "![labels](labels.png)", ""]
+    if figures["confidence"]:
+        spread = figures["confidence"]
+        lines += [
+            f"Confidence: mean {spread['mean']:.2f}, median {spread['median']:.2f}, 80% of the "
+            f"videos within {spread['p10']:.2f} to {spread['p90']:.2f}.",
+            "",
+            "![confidence](confidence.png)",
+            "",
+        ]
+    lines += ["## Statuses", "", "| status | videos | meaning |", "|---|---:|---|"]
+    meanings = STATUSES | {evaluation.NOT_LABELLED: "the labels have no row for it"}
+    for status, count in figures["statuses"].items():
+        lines.append(f"| {status} | {count} | {meanings.get(status, '')} |")
+    lines += [f"| **sum** | **{figures['num_videos']}** | every manifest row |", ""]
+    if strips:
+        lines += [
+            "## Strips",
+            "",
+            "Frames in time order with their emotion scores; the bars are scaled to the highest "
+            "score of the strip.",
+            "",
+        ]
+        for path, title in strips.items():
+            lines += [f"![{title.replace('[', '(').replace(']', ')')}]({path})", ""]
+    return "\n".join(lines)
+
+
+def _accuracy_lines(figures: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Accuracy",
+        "",
+        "| counted | videos | right | accuracy | 95% interval | UAR | macro-F1 |",
+        "|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for name, key in (
+        (f"all labelled videos ({NO_LABEL} is wrong)", "all_videos"),
+        ("videos with a prediction", "predicted_videos"),
+    ):
+        s = figures[key]
+        low, high = s["accuracy_interval_95"]
+        lines.append(
+            f"| {name} | {s['num_videos']} | {s['num_right']} | {_percent(s['accuracy'])} | "
+            f"{_percent(low)} to {_percent(high)} | {_percent(s['uar'])} | "
+            f"{_percent(s['macro_f1'])} |"
+        )
+    lines.append("")
+    if (error := figures["expected_calibration_error"]) is not None:
+        lines += [f"Expected calibration error: {error:.3f}.", ""]
+    for name in ("confusion", "per_emotion", "reliability"):
+        if f"{name}.png" in figures["pictures"]:
+            lines += [f"![{name}]({name}.png)", ""]
+    for column, values in figures["slices"].items():
+        lines += [
+            f"| {column} | videos | accuracy | 95% interval | UAR |",
+            "|---|---:|---:|---|---:|",
+        ]
+        for value, s in values.items():
+            low, high = s["accuracy_interval_95"]
+            lines.append(
+                f"| {value} | {s['num_videos']} | {_percent(s['accuracy'])} | {_percent(low)} to "
+                f"{_percent(high)} | {_percent(s['uar'])} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}%"
+
+
+def summary_line(figures: Mapping[str, Any]) -> str:
+    """What a job prints at its end, as JSON on one line."""
+    brief = {"videos": figures["num_videos"], "statuses": figures["statuses"]}
+    if "all_videos" in figures:
+        brief |= {name: figures["all_videos"][name] for name in ("accuracy", "uar", "macro_f1")}
+    return json.dumps(brief)
