@@ -1,0 +1,169 @@
+"""What goes into a head and what comes out of it.
+
+Shape legend of `caan.models`: B videos, T frames (padded), D face vector, E context vector,
+F frame feature g (paper eq. 2), R video feature (paper eq. 4), K emotions, C H W pool5 maps.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from caan.errors import InputError
+
+
+class FrameBatch(NamedTuple):
+    """Ragged frames of B videos, padded to the T of the longest; float16 or float32 vectors."""
+
+    face_BTD: Tensor | None
+    """Face vectors; None for heads that only look at the context."""
+    context_BTE: Tensor | None
+    """Context vectors (the whole frame); None for heads that only look at the face."""
+    mask_BT: Tensor
+    """True where there is a frame. What stands elsewhere never changes a result."""
+    has_face_BT: Tensor | None = None
+    """False where a frame has no face (`no_face=context_only`); None: every frame has one."""
+    face_pool5_BTCHW: Tensor | None = None
+    """pool5 maps of the face backbone, for the heads of the paper's Section 5.1 only."""
+    context_pool5_BTCHW: Tensor | None = None
+    """pool5 maps of the context backbone, likewise."""
+
+
+class EncodedFrames(NamedTuple):
+    """The frame part of a head: each frame on its own, so videos may be cut anywhere."""
+
+    g_BTF: Tensor
+    """Frame features (paper eq. 2)."""
+    s_BT: Tensor
+    """Raw emotion scores (paper eq. 3); zeros for heads without attention."""
+    frame_logits_BTK: Tensor
+    """Emotion prediction of each frame alone."""
+
+
+class HeadOutput(NamedTuple):
+    """Everything a head says of B videos."""
+
+    video_logits_BK: Tensor
+    frame_logits_BTK: Tensor
+    scores_BT: Tensor
+    """Emotion scores: weights that sum to 1 over a video's frames and are 0 on padding."""
+    raw_scores_BT: Tensor
+    """Emotion scores as paper eq. 3 has them, before normalisation; 0 on padding."""
+    embedding_BR: Tensor
+    """The video feature R (paper eq. 4)."""
+
+
+class Standardize(nn.Module):
+    """Vectors shifted and scaled to mean 0 and deviation 1 per dimension; identity until set.
+
+    Source: our choice; small or random backbones have odd scales, and fc6 after ReLU is sparse.
+    """
+
+    shift_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("shift_D", torch.zeros(dim))
+        self.register_buffer("scale_D", torch.ones(dim))
+
+    def set(self, mean_D: Tensor, std_D: Tensor) -> None:
+        """Take mean and deviation of the training frames.
+
+        The deviation has a floor of a tenth of its mean over dimensions: a dimension that is
+        silent in training must not explode on the first video that uses it.
+        """
+        floor = max(0.1 * float(std_D.mean()), 1e-6)
+        scale_D = 1.0 / std_D.clamp(min=floor)
+        self.scale_D.copy_(scale_D)
+        self.shift_D.copy_(-mean_D * scale_D)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[..., D] of any float type -> float32 [..., D]."""
+        return torch.addcmul(self.shift_D, x_BTD.float(), self.scale_D)
+
+
+class Head(nn.Module):
+    """A model over the frames of a video: `encode` each frame, `pool` a video, `classify` it.
+
+    `encode` sees frames one by one and `pool` sees a whole video, so labels do not depend on how
+    the video was cut into segments. `keeps_order` says that the order of the frames matters.
+    """
+
+    modalities: tuple[str, ...] = ("face", "context")
+    keeps_order = False
+
+    def __init__(
+        self, *, face_dim: int, context_dim: int, feature_dim: int, null_face: bool = False
+    ) -> None:
+        """`feature_dim` is the size F of g; `null_face` learns a vector for frames without one."""
+        super().__init__()
+        self.feature_dim = feature_dim
+        if "face" in self.modalities:
+            self.standardize_face = Standardize(face_dim)
+            if null_face:
+                self.null_face_D = nn.Parameter(torch.zeros(face_dim))
+        if "context" in self.modalities:
+            self.standardize_context = Standardize(context_dim)
+
+    def face_vectors(self, frames: FrameBatch) -> Tensor:
+        """Standardised face vectors; the learned null vector where a frame has no face."""
+        if frames.face_BTD is None:
+            raise InputError("this head needs face vectors, and the features have none")
+        face_BTD = self.standardize_face(frames.face_BTD)
+        if frames.has_face_BT is not None and hasattr(self, "null_face_D"):
+            return torch.where(frames.has_face_BT[..., None], face_BTD, self.null_face_D)
+        return face_BTD
+
+    def context_vectors(self, frames: FrameBatch) -> Tensor:
+        """Standardised context vectors."""
+        if frames.context_BTE is None:
+            raise InputError("this head needs context vectors, and the features have none")
+        return self.standardize_context(frames.context_BTE)
+
+    def encode(self, frames: FrameBatch) -> EncodedFrames:
+        """Frame features, raw emotion scores and frame logits, each frame on its own."""
+        raise NotImplementedError
+
+    def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Video feature R [B, R] and emotion scores [B, T] that sum to 1 over a video's frames."""
+        raise NotImplementedError
+
+    def classify(self, embedding_BR: Tensor) -> Tensor:
+        """Video logits [B, K] from the video feature."""
+        raise NotImplementedError
+
+    def forward(self, frames: FrameBatch) -> HeadOutput:
+        """Frames of B videos -> their emotions with the evidence."""
+        encoded = self.encode(frames)
+        embedding_BR, scores_BT = self.pool(encoded.g_BTF, encoded.s_BT, frames.mask_BT)
+        return HeadOutput(
+            self.classify(embedding_BR),
+            encoded.frame_logits_BTK,
+            scores_BT,
+            encoded.s_BT.masked_fill(~frames.mask_BT, 0.0),
+            embedding_BR,
+        )
+
+
+def masked_mean(x_BTF: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over a video's frames [B, F], and the weights [B, T] that it gave them."""
+    weights_BT = mask_BT.to(x_BTF.dtype)
+    weights_BT = weights_BT / weights_BT.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return weighted_sum(x_BTF, weights_BT), weights_BT
+
+
+def weighted_sum(x_BTF: Tensor, weights_BT: Tensor) -> Tensor:
+    """Sum over frames of weight times feature: [B, F]; frames of weight 0 must be finite."""
+    return torch.bmm(weights_BT[:, None, :], x_BTF).squeeze(1)
+
+
+def one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value`, if it is one of the choices.
+
+    Raises:
+        InputError: it is not; names the option, the value and the choices.
+    """
+    if value not in choices:
+        raise InputError(f"option `{option}` is `{value}`; choose one of {', '.join(choices)}")
+    return value

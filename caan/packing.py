@@ -1,0 +1,330 @@
+"""Features of many videos in a few flat arrays, which worker processes can share without copies."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caan.errors import InputError
+
+NO_FACE_POLICIES = ("drop", "context_only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedVideos:
+    """Frames of all videos end to end; a video is `starts[v]` and the `counts[v]` rows from there.
+
+    N frames of the whole pack, V videos of this selection. Selections share the frame arrays.
+    """
+
+    face_ND: np.ndarray
+    """Face vectors, float16; zeros where a frame has no face."""
+    context_NE: np.ndarray
+    """Context vectors, float16."""
+    has_face_N: np.ndarray
+    """False where a frame has no face (only with no_face=context_only)."""
+    frame_indices_N: np.ndarray
+    """Index on the sampling grid, int64."""
+    pts_seconds_N: np.ndarray
+    """Seconds since the video's first frame, float64."""
+    boxes_N4: np.ndarray
+    """Face boxes x0, y0, x1, y1 in pixels of the full-size picture, float32; NaN without a face."""
+    starts_V: np.ndarray
+    """First row of each video, int64."""
+    counts_V: np.ndarray
+    """Usable frames of each video, int64; 0 for a video without any."""
+    labels_V: np.ndarray
+    """Number of the label in `label_set`, int64; -1 where it is unknown."""
+    video_ids_V: np.ndarray
+    """Video ids, str."""
+    splits_V: np.ndarray
+    """Splits of the manifest, str; empty where there is none."""
+    label_set: tuple[str, ...]
+    """The emotions, in the order of their numbers."""
+
+    def __len__(self) -> int:
+        return len(self.video_ids_V)
+
+    @property
+    def face_dim(self) -> int:
+        """Size of a face vector."""
+        return self.face_ND.shape[1]
+
+    @property
+    def context_dim(self) -> int:
+        """Size of a context vector."""
+        return self.context_NE.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the frame arrays."""
+        return self.face_ND.nbytes + self.context_NE.nbytes
+
+    def select(self, videos: np.ndarray | Sequence[int]) -> "PackedVideos":
+        """These videos (numbers, or a mask), sharing the frame arrays."""
+        chosen = np.asarray(videos)
+        if chosen.dtype != bool:
+            chosen = chosen.astype(np.int64)
+        per_video = ("starts_V", "counts_V", "labels_V", "video_ids_V", "splits_V")
+        return dataclasses.replace(
+            self, **{name: getattr(self, name)[chosen] for name in per_video}
+        )
+
+    def split(self, name: str) -> "PackedVideos":
+        """The videos of one split.
+
+        Raises:
+            InputError: there is no video of this split.
+        """
+        chosen = self.splits_V == name
+        if not chosen.any():
+            known = ", ".join(sorted({str(split) or "(none)" for split in self.splits_V}))
+            raise InputError(f"no video has the split `{name}`; the manifest has {known}")
+        return self.select(chosen)
+
+    def usable(self) -> "PackedVideos":
+        """The videos with a label and at least one frame: what can be learned from or scored."""
+        return self.select((self.labels_V >= 0) & (self.counts_V > 0))
+
+    def rows_of(self, video: int) -> slice:
+        """Rows of the frame arrays that belong to one video of this selection."""
+        start = int(self.starts_V[video])
+        return slice(start, start + int(self.counts_V[video]))
+
+
+def pack_features(
+    features: Iterable[pa.Table],
+    manifest: pa.Table,
+    label_set: Sequence[str],
+    *,
+    no_face: str = "drop",
+) -> PackedVideos:
+    """All videos of the manifest with their frames, one face per frame, in the manifest's order.
+
+    `features` are tables of `features_schema`, a row per segment, each segment once. The face of a
+    frame is the one that overlaps the manifest's `face_box` most, else the largest. Frames without
+    a face are dropped (paper 4.1), or with `no_face="context_only"` kept with a zero face vector.
+
+    Raises:
+        InputError: a label outside the label set, no features for the manifest's videos, features
+            of different backbones.
+    """
+    if no_face not in NO_FACE_POLICIES:
+        raise InputError(
+            f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
+        )
+    video_ids = manifest["video_id"].combine_chunks()
+    marked_V4 = _marked_boxes(manifest)
+    parts: list[_Frames] = []
+    dims: tuple[int, int] | None = None
+    for table in features:
+        table_dims = _dimensions(table.schema)
+        if dims is not None and table_dims != dims:
+            raise InputError(
+                f"features of different backbones: vectors of {dims} and {table_dims} numbers "
+                "(face, context); pack each extraction on its own"
+            )
+        dims = table_dims
+        for batch in table.to_batches():
+            if batch.num_rows:
+                parts.append(_frames_of_batch(batch, video_ids, marked_V4, no_face))
+    num_frames = sum(len(part.video_N) for part in parts)
+    if dims is None or (num_frames == 0 and not any(part.any_known for part in parts)):
+        raise InputError("no features belong to the videos of this manifest")
+    video_N = _joined(parts, "video_N")
+    index_N = _joined(parts, "frame_index_N")
+    order_N = np.lexsort((index_N, video_N))
+    in_order = bool((order_N[1:] > order_N[:-1]).all())
+    arrays = {
+        name: _joined(parts, name, None if in_order else order_N)
+        for name in ("face_ND", "context_NE", "has_face_N", "pts_seconds_N", "boxes_N4")
+    }
+    counts_V = np.bincount(video_N, minlength=manifest.num_rows).astype(np.int64)
+    return PackedVideos(
+        **arrays,
+        frame_indices_N=index_N if in_order else index_N[order_N],
+        starts_V=np.concatenate([[0], np.cumsum(counts_V)[:-1]]).astype(np.int64),
+        counts_V=counts_V,
+        labels_V=_label_numbers(manifest, label_set),
+        video_ids_V=np.array(video_ids.to_pylist(), dtype=np.str_),
+        splits_V=np.array([split or "" for split in _texts(manifest, "split")], dtype=np.str_),
+        label_set=tuple(label_set),
+    )
+
+
+def split_validation(
+    videos: PackedVideos, *, fraction: float = 0.15, seed: int = 0
+) -> tuple[PackedVideos, PackedVideos]:
+    """Training and validation part of the usable videos, the same share of every class.
+
+    Each class keeps at least one training video and, with two or more, gives at least one.
+
+    Raises:
+        InputError: a fraction outside 0 to 1.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"option `fraction` is {fraction}; it lies between 0 and 1")
+    videos = videos.usable()
+    rng = np.random.default_rng(seed)
+    in_validation = np.zeros(len(videos), dtype=bool)
+    for label in np.unique(videos.labels_V):
+        members = rng.permutation(np.flatnonzero(videos.labels_V == label))
+        count = max(round(fraction * len(members)), 1) if len(members) > 1 else 0
+        in_validation[members[:count]] = True
+    return videos.select(~in_validation), videos.select(in_validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frames:
+    """Usable frames of some segments, in file order."""
+
+    video_N: np.ndarray
+    frame_index_N: np.ndarray
+    pts_seconds_N: np.ndarray
+    has_face_N: np.ndarray
+    boxes_N4: np.ndarray
+    face_ND: np.ndarray
+    context_NE: np.ndarray
+    any_known: bool
+
+
+def _joined(parts: list[_Frames], name: str, order: np.ndarray | None = None) -> np.ndarray:
+    """One array of all parts; a part's own copy is not kept longer than needed."""
+    joined = np.concatenate([getattr(part, name) for part in parts])
+    return joined if order is None else joined[order]
+
+
+def _frames_of_batch(
+    batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: str
+) -> _Frames:
+    """The usable frames of some segments, without a Python loop over frames."""
+    video_S = _positions(batch.column("video_id"), video_ids)
+    frames, segment_F = _flat_list(batch.column("frames"))
+    faces, segment_P = _flat_list(batch.column("faces"))
+    context_CE, context_row_F = _vectors(frames.field("context_vector"))
+    face_QD, face_row_P = _vectors(faces.field("face_vector"))
+    frame_index_F = frames.field("frame_index").to_numpy(zero_copy_only=False)
+    face_index_P = faces.field("frame_index").to_numpy(zero_copy_only=False)
+    boxes_P4 = faces.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+
+    video_P = video_S[segment_P]
+    overlap_P = _overlap(boxes_P4, marked_V4[np.maximum(video_P, 0)])
+    area_P = (boxes_P4[:, 2] - boxes_P4[:, 0]) * (boxes_P4[:, 3] - boxes_P4[:, 1])
+    # A segment's frames are numbered by the grid: segment and grid index name a frame.
+    span = int(max(frame_index_F.max(initial=0), face_index_P.max(initial=0))) + 1
+    key_F = segment_F * span + frame_index_F
+    key_P = segment_P * span + face_index_P
+    order_P = np.lexsort((area_P, overlap_P, key_P))
+    order_P = order_P[face_row_P[order_P] >= 0]
+    ordered_key = key_P[order_P]
+    last = np.ones(len(order_P), dtype=bool)
+    last[:-1] = ordered_key[1:] != ordered_key[:-1]
+    best_face, best_key = order_P[last], ordered_key[last]
+
+    place_F = np.searchsorted(best_key, key_F)
+    has_face_F = np.zeros(len(key_F), dtype=bool)
+    inside = place_F < len(best_key)
+    has_face_F[inside] = best_key[place_F[inside]] == key_F[inside]
+    usable_F = (context_row_F >= 0) & (video_S[segment_F] >= 0)
+    if no_face == "drop":
+        usable_F &= has_face_F
+    kept = np.flatnonzero(usable_F)
+    has_face_N = has_face_F[kept]
+    chosen = best_face[place_F[kept][has_face_N]]
+    face_ND = np.zeros((len(kept), face_QD.shape[1]), dtype=np.float16)
+    face_ND[has_face_N] = face_QD[face_row_P[chosen]]
+    boxes_N4 = np.full((len(kept), 4), np.nan, dtype=np.float32)
+    boxes_N4[has_face_N] = boxes_P4[chosen]
+    return _Frames(
+        video_N=video_S[segment_F[kept]],
+        frame_index_N=frame_index_F[kept],
+        pts_seconds_N=frames.field("pts_seconds").to_numpy(zero_copy_only=False)[kept],
+        has_face_N=has_face_N,
+        boxes_N4=boxes_N4,
+        face_ND=face_ND,
+        context_NE=context_CE[context_row_F[kept]],
+        any_known=bool((video_S >= 0).any()),
+    )
+
+
+def _flat_list(column: pa.Array) -> tuple[pa.StructArray, np.ndarray]:
+    """All elements of a list column, and the row that each comes from."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return column.flatten(), np.repeat(np.arange(len(column), dtype=np.int64), lengths)
+
+
+def _vectors(column: pa.FixedSizeListArray) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors that are there, float16 [n, D], and for each element its row in them or -1."""
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    rows = np.where(valid, np.cumsum(valid) - 1, -1)
+    values = column.flatten().to_numpy(zero_copy_only=True)
+    return values.reshape(-1, column.type.list_size), rows
+
+
+def _positions(values: pa.Array, known: pa.Array) -> np.ndarray:
+    """Position of each value among the known ones, or -1."""
+    return (
+        pc.fill_null(pc.index_in(values, value_set=known), -1)
+        .to_numpy(zero_copy_only=False)
+        .astype(np.int64)
+    )
+
+
+def _overlap(boxes_P4: np.ndarray, marked_P4: np.ndarray) -> np.ndarray:
+    """Intersection over union with the marked box; 0 where nothing is marked."""
+    low_P2 = np.fmax(boxes_P4[:, :2], marked_P4[:, :2])
+    high_P2 = np.fmin(boxes_P4[:, 2:], marked_P4[:, 2:])
+    shared_P = np.prod(np.clip(high_P2 - low_P2, 0, None), axis=1)
+    union_P = (
+        np.prod(boxes_P4[:, 2:] - boxes_P4[:, :2], axis=1)
+        + np.prod(marked_P4[:, 2:] - marked_P4[:, :2], axis=1)
+        - shared_P
+    )
+    return np.nan_to_num(shared_P / np.maximum(union_P, 1e-9), nan=0.0)
+
+
+def _marked_boxes(manifest: pa.Table) -> np.ndarray:
+    """The manifest's `face_box` of each video, float32 [V, 4]; NaN where nothing is marked."""
+    marked_V4 = np.full((manifest.num_rows, 4), np.nan, dtype=np.float32)
+    if "face_box" in manifest.column_names:
+        for row, box in enumerate(manifest["face_box"].to_pylist()):
+            if box is not None:
+                marked_V4[row] = box
+    return marked_V4
+
+
+def _texts(table: pa.Table, column: str) -> list[str | None]:
+    if column not in table.column_names:
+        return [None] * table.num_rows
+    return table[column].to_pylist()
+
+
+def _label_numbers(manifest: pa.Table, label_set: Sequence[str]) -> np.ndarray:
+    numbers = {label: number for number, label in enumerate(label_set)}
+    labels = _texts(manifest, "label")
+    if unknown := sorted({label for label in labels if label is not None} - set(numbers)):
+        raise InputError(
+            f"label `{unknown[0]}` is not in the label set {', '.join(label_set)}; "
+            "choose another label set, or correct the manifest"
+        )
+    return np.array([-1 if label is None else numbers[label] for label in labels], dtype=np.int64)
+
+
+def _dimensions(schema: pa.Schema) -> tuple[int, int]:
+    """Sizes of face and context vectors that a features schema states.
+
+    Raises:
+        InputError: it is no features schema.
+    """
+    try:
+        face = schema.field("faces").type.value_type.field("face_vector").type.list_size
+        context = schema.field("frames").type.value_type.field("context_vector").type.list_size
+    except (KeyError, AttributeError) as error:
+        raise InputError(
+            "these tables are no features: they lack the columns `frames` with `context_vector` "
+            "and `faces` with `face_vector`; write them with jobs.extract"
+        ) from error
+    return face, context

@@ -1,0 +1,52 @@
+"""Which model with which training: the paper's systems by name, ready to change."""
+
+from dataclasses import dataclass, field, replace
+
+from caan.errors import InputError
+from caan.losses import LossConfig
+from caan.models.build import ModelConfig
+from caan.training import TrainConfig
+
+VIDEO_ONLY = LossConfig(frame_weight=0.0, triplet_weight=0.0)
+"""Softmax on the video: all that the averaging and fusion baselines are trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A head and how to train it."""
+
+    model: ModelConfig
+    """The head."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Its training."""
+
+
+_BASELINE = TrainConfig(losses=VIDEO_ONLY)
+_PAPER = LossConfig(video_weight=0.0)
+
+RECIPES: dict[str, Recipe] = {
+    "caan": Recipe(model=ModelConfig()),
+    "caan_face": Recipe(model=ModelConfig(modality="face", scorer_depth=1)),
+    "caan_context": Recipe(model=ModelConfig(modality="context")),
+    "caan_paper": Recipe(model=ModelConfig(score_fn="raw"), train=TrainConfig(losses=_PAPER)),
+    "faa": Recipe(model=ModelConfig(name="faa"), train=_BASELINE),
+    "caa": Recipe(model=ModelConfig(name="caa"), train=_BASELINE),
+    "ffaa": Recipe(model=ModelConfig(name="ffaa"), train=_BASELINE),
+}
+"""`caan` is the preset `default` and `caan_paper` the preset `paper`: raw scores with a sign-safe
+guard, frame softmax and triplet only, label by the frame classifier on R."""
+
+PRESETS = {"default": "caan", "paper": "caan_paper"}
+
+
+def recipe(name: str, *, seed: int = 0) -> Recipe:
+    """The recipe or preset of this name, with this seed.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    name = PRESETS.get(name, name)
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe `{name}`; there are {', '.join([*PRESETS, *RECIPES])}")
+    found = RECIPES[name]
+    return replace(found, train=replace(found.train, seed=seed))

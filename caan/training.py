@@ -1,0 +1,539 @@
+"""The training loop of the heads: one worker or many, resumable, without any knowledge of Ray."""
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from caan import losses, metrics
+from caan.errors import InputError
+from caan.loading import Loader, MemoryLoader
+from caan.losses import LossConfig
+from caan.models.frames import FrameBatch, Head, HeadOutput
+from caan.packing import PackedVideos
+from caan.prediction import (
+    RULES,
+    Predictions,
+    calibrated_temperature,
+    class_centroids,
+    frames_to,
+    predict,
+)
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "training_state.pt"
+
+Report = Callable[[dict[str, float], Path | None], None]
+"""Called once per epoch on every worker, with the epoch's metrics and, on worker 0 of an epoch
+that is to be kept, a folder with the training state that lives until the call returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a head is trained. Source: the paper names none of these; all are our choice."""
+
+    epochs: int = 60
+    """Most epochs; `patience_epochs` usually ends training earlier."""
+    batch_videos: int = 56
+    """Videos per batch, over all workers."""
+    num_frames: int = 8
+    """Frames of a video in a training batch, one of each of as many equal segments."""
+    sampling: str = "balanced"
+    """balanced: equally many videos of each class in a batch; shuffled: as they come."""
+    optimizer: str = "adam"
+    """adam, adamw or sgd."""
+    learning_rate: float = 1e-4
+    """Highest learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    schedule: str = "cosine"
+    """cosine (to 0), step (a tenth after two thirds of the epochs) or constant."""
+    grad_clip: float = 5.0
+    """Greatest norm of the gradient; 0 leaves it alone."""
+    patience_epochs: int = 10
+    """Epochs without a better validation result before training ends; 0 never ends early."""
+    selection: str = "uar"
+    """What the best epoch is chosen by, on the validation videos: uar or accuracy."""
+    rule: str = "head"
+    """Prediction rule: head, frames or centroids (chosen on the validation part, if at all)."""
+    standardize: bool = True
+    """Scale the vectors by mean and deviation of the training frames."""
+    precision: str = "float32"
+    """float32, or bfloat16 (autocast; for GPUs)."""
+    checkpoint_every_epochs: int = 0
+    """Hand a training state to `report` every so many epochs; 0 never."""
+    seed: int = 0
+    """Decides batches, frames and dropout of every epoch."""
+    losses: LossConfig = field(default_factory=LossConfig)
+    """Which losses, how strong."""
+
+    def __post_init__(self) -> None:
+        for option, choices in (
+            ("optimizer", ("adam", "adamw", "sgd")),
+            ("schedule", ("cosine", "step", "constant")),
+            ("selection", ("uar", "accuracy")),
+            ("rule", RULES),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, option) not in choices:
+                raise InputError(
+                    f"option `{option}` is `{getattr(self, option)}`; "
+                    f"choose one of {', '.join(choices)}"
+                )
+        for option in ("epochs", "batch_videos", "num_frames"):
+            if getattr(self, option) < 1:
+                raise InputError(f"option `{option}` is {getattr(self, option)}; at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """The trained head's record; the head itself holds the weights of the best epoch."""
+
+    history: list[dict[str, float]]
+    """The metrics of each epoch, as they were reported."""
+    best_epoch: int
+    """Number of the epoch whose weights were kept, from 0."""
+    metrics: dict[str, float]
+    """Validation metrics of the best epoch; accuracy and UAR by every prediction rule."""
+    temperatures: dict[str, float]
+    """Temperature of each prediction rule, calibrated on the validation videos."""
+    centroids_KR: Tensor
+    """Mean R of each class over the training videos."""
+    validation: Predictions
+    """What the head says of the usable validation videos, in their order."""
+
+
+def fit(
+    model: Head,
+    train: PackedVideos,
+    validation: PackedVideos,
+    config: TrainConfig,
+    *,
+    report: Report | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    resume: Path | None = None,
+) -> FitResult:
+    """Train a head on packed videos and leave it with the weights of its best epoch.
+
+    With several workers torch.distributed must be initialised, and every worker calls this with
+    the same arguments but `rank`. Without usable validation videos the last epoch is kept.
+
+    Raises:
+        InputError: a class without training videos, or only one class; dimensions that the head
+            does not have; training that diverged in its first epoch.
+    """
+    check_dimensions(model, train)
+    loader = MemoryLoader(
+        train,
+        modalities=model.modalities,
+        batch_videos=config.batch_videos,
+        num_frames=config.num_frames,
+        sampling=config.sampling,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    _check_classes(loader.label_counts_K, train.label_set)
+    return fit_loader(
+        model,
+        loader,
+        train.usable(),
+        validation.usable(),
+        config,
+        report=report,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        resume=resume,
+    )
+
+
+def fit_loader(
+    model: Head,
+    loader: Loader,
+    train: PackedVideos | None,
+    validation: PackedVideos,
+    config: TrainConfig,
+    *,
+    report: Report | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    resume: Path | None = None,
+) -> FitResult:
+    """`fit` with training batches from any loader; `train` only serves the class centroids."""
+    device = torch.device(device)
+    model.to(device)
+    run = _Run(model, config)
+    if resume is not None:
+        run.load(resume)
+    elif config.standardize:
+        for modality in model.modalities:
+            getattr(model, f"standardize_{modality}").set(*loader.moments(modality))
+    # Some loss weights leave a branch without a gradient, hence find_unused_parameters.
+    trained = (
+        DistributedDataParallel(model, find_unused_parameters=True) if world_size > 1 else model
+    )
+    weights_K = losses.class_weights(
+        np.repeat(np.arange(len(loader.label_counts_K)), loader.label_counts_K),
+        len(loader.label_counts_K),
+        config.losses.class_weights,
+    ).to(device)
+    for epoch in range(run.next_epoch, config.epochs):
+        started = time.perf_counter()
+        torch.manual_seed((config.seed * 100_003 + epoch) * 1009 + rank)
+        train_loss = _train_epoch(trained, loader, epoch, run, weights_K, device, world_size)
+        if not math.isfinite(train_loss):
+            if run.best_epoch < 0:
+                raise InputError(
+                    f"training diverged in epoch {epoch}; lower `learning_rate` "
+                    f"(it is {config.learning_rate}) or choose another `score_fn`"
+                )
+            log.warning("training diverged in epoch %d; epoch %d is kept", epoch, run.best_epoch)
+            break
+        trained_seconds = time.perf_counter() - started
+        row = {"epoch": float(epoch), "train_loss": train_loss, "train_seconds": trained_seconds}
+        if len(validation):
+            row |= _validate(model, validation, config, device, rank, world_size)
+        row["seconds"] = time.perf_counter() - started
+        run.take(row, epoch)
+        if report is not None:
+            _report(report, row, run, keep=rank == 0 and run.is_kept(epoch))
+        if run.is_over():
+            break
+    return run.finish(train, validation, device)
+
+
+class _Run:
+    """What a training run knows besides the weights: optimiser, history, the best epoch."""
+
+    def __init__(self, model: Head, config: TrainConfig) -> None:
+        self.model = model
+        self.config = config
+        self.optimizer = _optimizer(model, config)
+        self.next_epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.best_epoch = -1
+        self.best_key = (-math.inf, -math.inf)
+        self.best_state: dict[str, Tensor] = {}
+
+    def take(self, row: dict[str, float], epoch: int) -> None:
+        """Note an epoch's metrics, and its weights if it is the best so far."""
+        self.history.append(row)
+        self.next_epoch = epoch + 1
+        # Without validation videos the latest epoch is the best.
+        score = row.get(f"validation_{self.config.selection}", float(epoch))
+        key = (score, -row.get("validation_loss", 0.0))
+        if key > self.best_key:
+            self.best_key, self.best_epoch = key, epoch
+            self.best_state = {
+                name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
+            }
+
+    def is_kept(self, epoch: int) -> bool:
+        """Whether this epoch's training state goes to `report`."""
+        every = self.config.checkpoint_every_epochs
+        return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == self.config.epochs)
+
+    def is_over(self) -> bool:
+        """Whether patience has run out."""
+        waited = self.next_epoch - 1 - self.best_epoch
+        return 0 < self.config.patience_epochs <= waited
+
+    def save(self, folder: Path) -> None:
+        """Write the training state; randomness needs none, as each epoch seeds itself."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "next_epoch": self.next_epoch,
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_key": self.best_key,
+            "best_state": self.best_state,
+        }
+        torch.save(state, folder / STATE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a training state."""
+        path = folder / STATE_FILE
+        if not path.exists():
+            raise InputError(f"{folder} holds no {STATE_FILE}, so training cannot resume from it")
+        device = next(self.model.parameters()).device
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.next_epoch = state["next_epoch"]
+        self.history = state["history"]
+        self.best_epoch = state["best_epoch"]
+        self.best_key = tuple(state["best_key"])
+        self.best_state = state["best_state"]
+
+    def finish(
+        self, train: PackedVideos | None, validation: PackedVideos, device: torch.device
+    ) -> FitResult:
+        """Put the best weights back, and measure and calibrate every prediction rule."""
+        model = self.model
+        model.load_state_dict(self.best_state)
+        centroids_KR = torch.zeros(0)
+        if train is not None:
+            on_train = predict(model, train, device=device)
+            centroids_KR = class_centroids(
+                on_train.embedding_VR, train.labels_V, len(train.label_set)
+            )
+        predictions = predict(
+            model,
+            validation,
+            centroids_KR=centroids_KR.to(device) if train is not None else None,
+            device=device,
+        )
+        best = {
+            name: value
+            for name, value in self.history[self.best_epoch].items()
+            if not name.endswith("seconds")
+        }
+        temperatures = {}
+        for rule, evidence_VK in predictions.evidence_VK.items():
+            temperatures[rule] = calibrated_temperature(evidence_VK, validation.labels_V)
+            if len(validation):
+                matrix = _confusion(evidence_VK, validation)
+                best[f"validation_accuracy_{rule}"] = metrics.accuracy(matrix)
+                best[f"validation_uar_{rule}"] = metrics.uar(matrix)
+        return FitResult(
+            history=self.history,
+            best_epoch=self.best_epoch,
+            metrics=best,
+            temperatures=temperatures,
+            centroids_KR=centroids_KR,
+            validation=predictions,
+        )
+
+
+def _train_epoch(
+    trained: nn.Module,
+    loader: Loader,
+    epoch: int,
+    run: _Run,
+    weights_K: Tensor,
+    device: torch.device,
+    world_size: int,
+) -> float:
+    """One pass over the training batches; the mean loss over all workers."""
+    config = run.config
+    trained.train()
+    for group in run.optimizer.param_groups:
+        group["lr"] = config.learning_rate * _rate(config, epoch)
+    use_bfloat16 = config.precision == "bfloat16"
+    total = torch.zeros((), device=device)
+    num_batches = 0
+    for frames, targets_B in loader.training(epoch):
+        frames, targets_B = frames_to(frames, device), targets_B.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+            output: HeadOutput = trained(frames)
+        loss = batch_loss(output, frames, targets_B, config.losses, weights_K, world_size)
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.grad_clip > 0:
+            nn.utils.clip_grad_norm_(trained.parameters(), config.grad_clip)
+        run.optimizer.step()
+        total += loss.detach()
+        num_batches += 1
+    total /= num_batches
+    if world_size > 1:
+        dist.all_reduce(total)
+        total /= world_size
+    return float(total)
+
+
+def batch_loss(
+    output: HeadOutput,
+    frames: FrameBatch,
+    targets_B: Tensor,
+    config: LossConfig,
+    weights_K: Tensor,
+    world_size: int = 1,
+) -> Tensor:
+    """The weighted losses of this worker's part of a batch.
+
+    The mean of this over workers, and of its gradients, is the loss of the whole batch: the
+    cross-entropies are scaled by the batch's true size, and the metric losses see all videos.
+    """
+    class_weight_B = weights_K[targets_B]
+    per_video_B = torch.zeros_like(class_weight_B)
+    if config.frame_weight > 0:
+        per_video_B = per_video_B + config.frame_weight * losses.frame_cross_entropy(
+            output.frame_logits_BTK, targets_B, frames.mask_BT, config.label_smoothing
+        )
+    if config.video_weight > 0:
+        if config.video_loss == "l2":
+            video_B = losses.video_squared_error(output.video_logits_BK, targets_B)
+        else:
+            video_B = losses.video_cross_entropy(
+                output.video_logits_BK, targets_B, config.label_smoothing
+            )
+        per_video_B = per_video_B + config.video_weight * video_B
+    whole_weight = class_weight_B.sum()
+    if world_size > 1:
+        dist.all_reduce(whole_weight)
+    loss = (class_weight_B * per_video_B).sum() * world_size / whole_weight
+    if config.triplet_weight > 0 or config.contrastive_weight > 0:
+        embedding_NR, labels_N = output.embedding_BR, targets_B
+        if world_size > 1:
+            sizes = _sizes(len(targets_B), world_size, targets_B.device)
+            embedding_NR = _Gather.apply(embedding_NR, sizes)
+            labels_N = _gathered(labels_N, sizes)
+        if config.triplet_weight > 0:
+            loss = loss + config.triplet_weight * losses.triplet_loss(
+                embedding_NR, labels_N, config.triplet_margin, config.triplet_mining
+            )
+        if config.contrastive_weight > 0:
+            loss = loss + config.contrastive_weight * losses.contrastive_loss(
+                embedding_NR, labels_N, config.contrastive_margin
+            )
+    return loss
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all workers on every worker; gradients find their way back to their worker.
+
+    Every worker computes the same loss of all rows, so the sum of the gradients is world_size times
+    the gradient; DistributedDataParallel's mean over workers takes that factor out again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_BR: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return _gathered(rows_BR, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient_NR = gradients[0].contiguous()
+        dist.all_reduce(gradient_NR)
+        rank = dist.get_rank()
+        start = sum(ctx.sizes[:rank])
+        return gradient_NR[start : start + ctx.sizes[rank]], None
+
+
+def _sizes(own: int, world_size: int, device: torch.device) -> list[int]:
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size)]
+    dist.all_gather(sizes, torch.tensor([own], device=device))
+    return [int(size) for size in sizes]
+
+
+def _gathered(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Rows of all workers, end to end; workers may hold different numbers of them."""
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def _validate(
+    model: Head,
+    validation: PackedVideos,
+    config: TrainConfig,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+) -> dict[str, float]:
+    """Metrics of the validation videos, each on one worker, the same result on every worker."""
+    mine = np.arange(rank, len(validation), world_size)
+    # Centroids cost a pass over the training videos: within training, R's classifier stands in.
+    rule = "frames" if config.rule == "frames" else "head"
+    own_VK = predict(model, validation.select(mine), device=device).evidence_VK[rule]
+    evidence_VK = np.zeros((len(validation), own_VK.shape[1]), np.float32)
+    if world_size == 1:
+        evidence_VK[mine] = own_VK
+    else:
+        parts: list[Any] = [None] * world_size
+        dist.all_gather_object(parts, own_VK)
+        for worker, part in enumerate(parts):
+            evidence_VK[worker::world_size] = part
+    matrix = _confusion(evidence_VK, validation)
+    evidence = torch.from_numpy(evidence_VK)
+    labels_V = torch.from_numpy(validation.labels_V)
+    return {
+        "validation_accuracy": metrics.accuracy(matrix),
+        "validation_uar": metrics.uar(matrix),
+        "validation_loss": float(nn.functional.cross_entropy(evidence, labels_V)),
+        "validation_videos": float(len(validation)),
+    }
+
+
+def _confusion(evidence_VK: np.ndarray, videos: PackedVideos) -> np.ndarray:
+    return metrics.confusion_matrix(
+        videos.labels_V, evidence_VK.argmax(axis=1), len(videos.label_set)
+    )
+
+
+def _report(report: Report, row: dict[str, float], run: _Run, *, keep: bool) -> None:
+    if not keep:
+        report(row, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="caan-training-") as folder:
+        run.save(Path(folder))
+        report(row, Path(folder))
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), rate, momentum=config.momentum, weight_decay=decay
+        )
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), rate, weight_decay=decay, fused=True)
+
+
+def _rate(config: TrainConfig, epoch: int) -> float:
+    """Share of the learning rate in this epoch, 0 to 1."""
+    if config.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * epoch / config.epochs))
+    if config.schedule == "step":
+        return 0.1 if epoch >= 2 * config.epochs / 3 else 1.0
+    return 1.0
+
+
+def check_dimensions(model: Head, videos: PackedVideos) -> None:
+    """Say so if a head and features do not fit together.
+
+    Raises:
+        InputError: the vectors have another size than the head was made for.
+    """
+    for modality in model.modalities:
+        wanted = getattr(model, f"standardize_{modality}").scale_D.numel()
+        found = videos.face_dim if modality == "face" else videos.context_dim
+        if wanted != found:
+            raise InputError(
+                f"the model takes {modality} vectors of {wanted} numbers, and these features have "
+                f"{found}: they come from another backbone"
+            )
+
+
+def _check_classes(counts_K: np.ndarray, label_set: tuple[str, ...]) -> None:
+    empty = [label for label, count in zip(label_set, counts_K, strict=True) if count == 0]
+    if len(label_set) - len(empty) < 2:
+        raise InputError(
+            "training needs videos of at least two emotions with a face found; there are "
+            f"{int(counts_K.sum())} usable videos of {len(label_set) - len(empty)}"
+        )
+    if empty:
+        raise InputError(
+            f"no usable training video shows {', '.join(empty)}; add some, or choose a label set "
+            "without"
+        )

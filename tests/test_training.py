@@ -1,0 +1,233 @@
+"""Training: it learns, resumes exactly, and does not care how many workers there are."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from caan.errors import InputError
+from caan.loading import plan_epoch, sample_frames_of
+from caan.losses import LossConfig
+from caan.models import ModelConfig, build_model
+from caan.packing import PackedVideos
+from caan.prediction import calibrated_temperature, predict
+from caan.recipes import RECIPES, recipe
+from caan.training import TrainConfig, fit
+
+DIM = 32
+SMALL = {"projection_size": 24, "fusion_size": 32, "feature_size": 16, "scorer_sizes": (8, 4)}
+QUICK = TrainConfig(epochs=6, batch_videos=12, num_frames=4, learning_rate=3e-3, patience_epochs=0)
+
+
+def packed_videos(num_videos, num_classes=3, *, seed=0, noise=1.0, counts=(1, 9)):
+    """Videos of noisy frames around their class's vector; a third of the frames are noise only."""
+    rng = np.random.default_rng(seed)
+    directions = np.random.default_rng(99).normal(size=(num_classes, DIM))
+    labels = np.arange(num_videos) % num_classes
+    counts_V = rng.integers(*counts, size=num_videos)
+    label_N = np.repeat(labels, counts_V)
+    told_N = rng.random(len(label_N)) > 0.33
+    signal = directions[label_N] * told_N[:, None]
+    face = signal + noise * rng.normal(size=signal.shape)
+    context = 100 * (0.5 * signal + noise * rng.normal(size=signal.shape)) + 7
+    total = len(label_N)
+    return PackedVideos(
+        face_ND=face.astype(np.float16),
+        context_NE=context.astype(np.float16),
+        has_face_N=np.ones(total, bool),
+        frame_indices_N=np.arange(total),
+        pts_seconds_N=np.arange(total) / 2.0,
+        boxes_N4=np.zeros((total, 4), np.float32),
+        starts_V=np.concatenate([[0], np.cumsum(counts_V)[:-1]]),
+        counts_V=counts_V,
+        labels_V=labels,
+        video_ids_V=np.array([f"v{number}" for number in range(num_videos)]),
+        splits_V=np.array(["train"] * num_videos),
+        label_set=tuple("abcdefg"[:num_classes]),
+    )
+
+
+def small_head(num_emotions=3, seed=0, **options):
+    config = ModelConfig(**{**SMALL, **options})
+    return build_model(config, face_dim=DIM, context_dim=DIM, num_emotions=num_emotions, seed=seed)
+
+
+def test_overfits_four_clips():
+    clips = packed_videos(4, 4, noise=2.0, counts=(4, 6))
+    head = small_head(4)
+    fit(head, clips, clips, replace(QUICK, epochs=100, batch_videos=8, learning_rate=1e-2))
+    probabilities = predict(head, clips).probabilities()
+    assert probabilities.argmax(axis=1).tolist() == [0, 1, 2, 3]
+    assert probabilities.max(axis=1).min() > 0.9
+
+
+def test_learns_what_unseen_videos_show_and_reports_every_epoch():
+    rows = []
+    head = small_head()
+    result = fit(
+        head,
+        packed_videos(150),
+        packed_videos(60, seed=1),
+        QUICK,
+        report=lambda row, folder: rows.append((row, folder)),
+    )
+    assert [row["epoch"] for row, _ in rows] == list(range(6))
+    assert all(folder is None for _, folder in rows)
+    assert result.metrics["validation_uar"] > 0.7
+    for rule in ("head", "frames", "centroids"):
+        assert result.metrics[f"validation_accuracy_{rule}"] > 0.7
+        assert 0.05 <= result.temperatures[rule] <= 20
+    assert result.metrics["validation_videos"] == 60
+    # The weights that stay are those of the best epoch.
+    best = max(row["validation_uar"] for row, _ in rows)
+    assert result.metrics["validation_uar_head"] == pytest.approx(best)
+
+
+def test_patience_ends_training():
+    config = replace(QUICK, epochs=50, patience_epochs=2)
+    result = fit(small_head(), packed_videos(60), packed_videos(30, seed=1), config)
+    assert len(result.history) == result.best_epoch + 3 < 50
+
+
+def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path):
+    train, validation = packed_videos(60), packed_videos(30, seed=1)
+    config = replace(QUICK, checkpoint_every_epochs=1)
+    states = tmp_path / "states"
+
+    def keep(row, folder):
+        shutil.copytree(folder, states / str(int(row["epoch"])))
+
+    whole, resumed = small_head(dropout=0.2), small_head(dropout=0.2, seed=5)
+    first = fit(whole, train, validation, config, report=keep)
+    second = fit(resumed, train, validation, config, resume=states / "2")
+    for row, other in zip(first.history, second.history, strict=True):
+        assert row["train_loss"] == other["train_loss"]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def _worker(rank, world_size, port, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    config = replace(QUICK, losses=LossConfig(class_weights="balanced", contrastive_weight=0.5))
+    head = small_head()
+    result = fit(
+        head, packed_videos(40), packed_videos(7, seed=1), config, rank=rank, world_size=world_size
+    )
+    queue.put((rank, [row["train_loss"] for row in result.history], result.metrics))
+    dist.destroy_process_group()
+
+
+def _fit_on(world_size, port):
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    workers = mp.spawn(_worker, (world_size, port, queue), nprocs=world_size, join=False)
+    results = {rank: rest for rank, *rest in (queue.get() for _ in range(world_size))}
+    workers.join()
+    return results
+
+
+def test_one_and_two_workers_learn_the_same(free_port):
+    config = replace(QUICK, losses=LossConfig(class_weights="balanced", contrastive_weight=0.5))
+    alone = fit(small_head(), packed_videos(40), packed_videos(7, seed=1), config)
+    two = _fit_on(2, free_port)
+    expected = [row["train_loss"] for row in alone.history]
+    for losses, metrics in two.values():
+        assert losses == pytest.approx(expected, rel=1e-4)
+        assert metrics["validation_videos"] == 7
+        assert metrics["validation_loss"] == pytest.approx(
+            alone.metrics["validation_loss"], rel=1e-3
+        )
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_balanced_batches_hold_every_class_alike_and_shuffled_ones_every_video_once():
+    labels = np.repeat([0, 1, 2], [50, 30, 4])
+    plan = plan_epoch(labels, 12, "balanced", 0, 0)
+    assert all(np.bincount(labels[batch]).tolist() == [4, 4, 4] for batch in plan)
+    assert len(plan) == 7
+    assert [b.tolist() for b in plan] == [
+        b.tolist() for b in plan_epoch(labels, 12, "balanced", 0, 0)
+    ]
+    shuffled = np.concatenate(plan_epoch(labels, 12, "shuffled", 0, 0))
+    assert sorted(shuffled) == list(range(84))
+    # With more classes than fit, a batch still has two videos of each class that it shows.
+    many = plan_epoch(np.arange(40) % 10, 6, "balanced", 0, 0)
+    assert all(sorted(np.bincount(np.arange(40)[b] % 10))[-3:] == [2, 2, 2] for b in many)
+
+
+def test_training_frames_come_one_from_each_segment():
+    videos = packed_videos(20, counts=(1, 40))
+    rng = np.random.default_rng(0)
+    rows, mask = sample_frames_of(videos, np.arange(20), 8, rng)
+    for video, count in enumerate(videos.counts_V):
+        places = rows[video][mask[video]] - videos.starts_V[video]
+        if count <= 8:
+            assert places.tolist() == list(range(count))
+        else:
+            assert ((places * 8) // count).tolist() == sorted((places * 8) // count)
+            assert len(set(places)) == 8
+            assert places.max() < count
+
+
+def test_prediction_does_not_depend_on_how_frames_are_grouped():
+    videos = packed_videos(12, counts=(0, 30))
+    head = small_head()
+    wide, narrow = predict(head, videos), predict(head, videos, max_frames=7)
+    for rule in ("head", "frames"):
+        np.testing.assert_allclose(
+            wide.evidence_VK[rule], narrow.evidence_VK[rule], rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_allclose(wide.scores_N, narrow.scores_N, rtol=1e-4, atol=1e-6)
+    starts = np.cumsum(videos.counts_V) - videos.counts_V
+    sums = np.add.reduceat(wide.scores_N, starts[videos.counts_V > 0])
+    np.testing.assert_allclose(sums, 1.0, rtol=1e-5)
+
+
+def test_calibration_finds_the_temperature():
+    rng = np.random.default_rng(0)
+    evidence = rng.normal(size=(4000, 3))
+    weights = np.exp(evidence)
+    labels = np.array([rng.choice(3, p=w / w.sum()) for w in weights])
+    assert calibrated_temperature(evidence * 4, labels) == pytest.approx(4, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("videos", "head", "message"),
+    [
+        (packed_videos(9, 1), {"num_emotions": 1}, "at least two emotions"),
+        (packed_videos(2, 3), {}, "no usable training video shows c"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_is_refused(videos, head, message):
+    with pytest.raises(InputError, match=message):
+        fit(small_head(**head), videos, videos, QUICK)
+
+
+def test_features_of_another_backbone_are_refused():
+    head = build_model(ModelConfig(**SMALL), face_dim=DIM, context_dim=8, num_emotions=3)
+    with pytest.raises(InputError, match="context vectors of 8 numbers"):
+        fit(head, packed_videos(9), packed_videos(9), QUICK)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains(name):
+    chosen = recipe(name, seed=3)
+    head = build_model(chosen.model, face_dim=DIM, context_dim=DIM, num_emotions=3)
+    config = replace(chosen.train, epochs=2)
+    result = fit(head, packed_videos(30), packed_videos(9, seed=1), config)
+    assert np.isfinite(result.history[-1]["train_loss"])
