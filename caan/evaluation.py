@@ -72,8 +72,8 @@ def label_set(labels: pa.Table, run: Mapping[str, Any], truths: Iterable[str]) -
         emotions = tuple(named)
     else:
         found = {name for row in labels["probabilities"].to_pylist() for name, _ in row or ()}
-        given = {name for name in labels["label"].to_pylist() if name and name != UNCERTAIN}
-        emotions = label_set_of(sorted(found)) if found else label_set_of([*given, *truths])
+        given = {canonical_emotion(name) for name in labels["label"].to_pylist() if name}
+        emotions = label_set_of(sorted(found or (given - {UNCERTAIN}) | set(truths)))
     if unknown := sorted(set(truths) - set(emotions)):
         raise InputError(
             f"the manifest has the label `{unknown[0]}`, and the model that wrote these labels "

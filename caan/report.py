@@ -194,6 +194,7 @@ def write_strips(
     config: ReportConfig,
 ) -> dict[str, str]:
     """Write `strips/<video_id>.png` for the chosen videos; gives each one's title by its path."""
+    storage.delete(storage.join(output, "strips"))  # those of an earlier report
     chosen = choose_videos(videos, emotions, config.num_strips)
     scores: dict[str, list[Row]] = defaultdict(list)
     table = label_run.frame_scores([video.row["video_id"] for video in chosen])
