@@ -139,6 +139,7 @@ PICTURES_SCHEMA: Schema = pa.schema(
                         ("pts_seconds", pa.float64()),
                         ("height", pa.int32()),
                         ("width", pa.int32()),
+                        ("scale", pa.float32()),
                         ("histogram", pa.list_(pa.uint8(), 64)),
                         ("picture", pa.large_binary()),
                     ]
@@ -161,8 +162,8 @@ PICTURES_SCHEMA: Schema = pa.schema(
     ]
 )
 """What travels from the decoding stage to the networks: uint8 RGB pictures, 224x224x3 for faces and
-context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next. `picture`
-is null for a frame that no network needs to see."""
+context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next, `scale`
+times the full size. `picture` is null for a frame that no network needs to see."""
 
 
 def features_schema(face_dim: int, context_dim: int) -> Schema:

@@ -1,0 +1,128 @@
+"""Plain videos: a folder, glob or prefix with or without class folders, or a CSV or Parquet list."""
+
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from caan import storage
+from caan.errors import InputError
+from caan.schema import EMOTION_ALIASES, LABEL_SETS, MANIFEST_SCHEMA, canonical_emotion, video_id_of
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder names that say the split."""
+
+NOT_VIDEOS = (
+    ".csv", ".json", ".jsonl", ".md", ".parquet", ".txt", ".vtt", ".srt", ".xml", ".yaml", ".yml",
+    ".jpg", ".jpeg", ".png", ".py", ".html", ".eaf", ".npy", ".zip", ".tar", ".gz", ".xlsx",
+)  # fmt: skip
+"""Endings of files that lie beside videos and are no videos. Everything else is probed."""
+
+LIST_ENDINGS = (".csv", ".parquet")
+
+_KNOWN_EMOTIONS = {emotion for emotions in LABEL_SETS.values() for emotion in emotions} | set(
+    EMOTION_ALIASES
+)
+
+
+def read_folder(path: str) -> Iterable[dict[str, Any]]:
+    """Manifest rows, not probed yet, of every file that may be a video.
+
+    Raises:
+        InputError: nothing is there, or a list without a column of paths.
+    """
+    is_pattern = any(mark in path for mark in "*?[")
+    if path.lower().endswith(LIST_ENDINGS) and not is_pattern:
+        return _read_list(path)
+    root = storage.normalise(path)
+    rows = []
+    for file in storage.list_files(path):
+        if file.uri.lower().endswith(NOT_VIDEOS):
+            continue
+        label, split = _from_folders(file.uri, "" if is_pattern else root)
+        rows.append(_row(file, {"label": label, "split": split}))
+    return rows
+
+
+def _row(file: storage.StoredFile, known: dict[str, Any]) -> dict[str, Any]:
+    start, end = known.get("start_seconds"), known.get("end_seconds")
+    return known | {
+        "video_id": known.get("video_id") or video_id_of(file.uri, start, end),
+        "uri": file.uri,
+        "size_bytes": file.size_bytes,
+        "etag": file.etag,
+    }
+
+
+def _from_folders(uri: str, root: str) -> tuple[str | None, str | None]:
+    parts = uri[len(root) :].strip("/").split("/")[:-1]
+    label = next(
+        (canonical_emotion(p) for p in reversed(parts) if p.lower() in _KNOWN_EMOTIONS), None
+    )
+    split = next((SPLIT_NAMES[p.lower()] for p in parts if p.lower() in SPLIT_NAMES), None)
+    return label, split
+
+
+def _read_list(path: str) -> list[dict[str, Any]]:
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no list `{path}`: check the path.") from error
+    try:
+        if path.lower().endswith(".csv"):
+            table = pyarrow.csv.read_csv(io.BytesIO(content))
+        else:
+            table = pq.read_table(io.BytesIO(content))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"cannot read the list `{path}`: {error}") from error
+    column = next((name for name in ("uri", "path", "file") if name in table.column_names), None)
+    if column is None:
+        raise InputError(
+            f"the list `{path}` has no column `uri` or `path`; it has "
+            f"{', '.join(table.column_names)}."
+        )
+    base = storage.normalise(path).rpartition("/")[0]
+    rows = []
+    for number, values in enumerate(table.to_pylist(), start=1):
+        if not values[column]:
+            raise InputError(f"row {number} of the list `{path}` has no {column}.")
+        rows.append(_listed(values, str(values[column]), base, f"row {number} of `{path}`"))
+    return rows
+
+
+def _listed(values: dict[str, Any], name: str, base: str, where: str) -> dict[str, Any]:
+    known = {key: value for key, value in values.items() if key in MANIFEST_SCHEMA.names}
+    known = {key: None if value == "" else value for key, value in known.items()}
+    for key in ("start_seconds", "end_seconds", "face_pts_seconds"):
+        if known.get(key) is not None:
+            known[key] = float(known[key])
+    if isinstance(known.get("face_box"), str):
+        numbers = [float(n) for n in re.findall(r"-?\d+(?:\.\d+)?", known["face_box"])]
+        if len(numbers) != 4:
+            raise InputError(f"{where}: face_box must be four numbers x0 y0 x1 y1.")
+        known["face_box"] = numbers
+    if known.get("label") is not None:
+        known["label"] = canonical_emotion(str(known["label"]))
+    for key in ("video_id", "split", "gender", "age_range"):
+        if known.get(key) is not None:
+            known[key] = str(known[key])
+    known.pop("votes", None)
+    uri = name if name.startswith(("/", "s3://")) else storage.join(base, name)
+    try:
+        file = storage.stat(uri)
+    except FileNotFoundError:
+        file = storage.StoredFile(uri=storage.normalise(uri), size_bytes=0, etag="")
+        known |= {"status": "missing", "error": f"there is no file `{uri}`"}
+    return _row(file, known)

@@ -1,0 +1,379 @@
+"""The stages of extraction, each `pa.Table -> pa.Table`: segments -> pictures -> features.
+
+`SegmentDecoder` drives the sandboxed child (`caan.cutting`), `FaceCutter` detects on a GPU,
+`SegmentEmbedder` runs the two networks. None of them knows Ray.
+"""
+
+import functools
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from caan import storage
+from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
+from caan.cutting import (
+    PICTURE_SIZE,
+    CutConfig,
+    cut_segment,
+    face_row,
+    scratch_folder,
+    status_row,
+    warm_up,
+)
+from caan.errors import Crashed, TimedOut, VideoError
+from caan.faces import DetectorConfig, Face, load_detector, resize_context, select_faces
+from caan.sandbox import Sandbox
+from caan.schema import PICTURES_SCHEMA, features_schema, table_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """What is read from each video; the features depend on all of it."""
+
+    fps: float = 2.0
+    """Sampled frames per second."""
+    detector: Literal["retinaface", "libfacedetection"] = "retinaface"
+    """Face detector."""
+    detector_weights: str = ""
+    """Its weights: a local path or s3://; empty: the detector's own place for them."""
+    min_face_score: float | None = None
+    """Lowest score of a face, 0 to 1; empty: the detector's own default."""
+    detect_size_pixels: int = 640
+    """Longest side of the pictures that the detector sees."""
+    face_backbone: str = "vggface"
+    """Network for faces: vggface, starter_face, vgg16, ..."""
+    face_weights: str = ""
+    """Its weights: a path, s3://, `random`; empty: the official ones."""
+    context_backbone: str = "vgg16"
+    """Network for whole frames: vgg16, starter_context, ..."""
+    context_weights: str = ""
+    """Its weights, likewise."""
+    face_policy: Literal["main", "marked", "all"] = "main"
+    """Which faces: the main one of a frame, the one the manifest marks, or all."""
+    no_face: Literal["drop", "context_only"] = "drop"
+    """Frames without a face: left out (paper 4.1), or seen by the context network alone."""
+    crop_expand: float = 1.2
+    """Side of the square face crop over the longer side of the box."""
+    max_faces_per_frame: int = 4
+    """Most faces kept of one frame under face policy `all`."""
+    segment_frames: int = 128
+    """Most sampled frames of one segment, the unit of work and of resume."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the networks; auto: what is fast on the device."""
+    seed: int = 0
+    """Seed of weights that are `random`."""
+
+    def detector_config(self) -> DetectorConfig:
+        """The detector's own options."""
+        return DetectorConfig(
+            name=self.detector,
+            weights=self.detector_weights,
+            min_score=self.min_face_score,
+            detect_size_pixels=self.detect_size_pixels,
+        )
+
+    def backbone_config(self, kind: Literal["face", "context"]) -> BackboneConfig:
+        """One backbone's own options."""
+        is_face = kind == "face"
+        return BackboneConfig(
+            name=self.face_backbone if is_face else self.context_backbone,
+            weights=self.face_weights if is_face else self.context_weights,
+            seed=self.seed,
+            precision=self.precision,
+        )
+
+    def cut_config(self, *, detect_here: bool) -> CutConfig:
+        """What the decoding child needs; without a detector where one on a GPU comes later."""
+        return CutConfig(
+            fps=self.fps,
+            detector=self.detector_config() if detect_here else None,
+            detect_size_pixels=self.detect_size_pixels,
+            face_policy=self.face_policy,
+            max_faces_per_frame=self.max_faces_per_frame,
+            no_face=self.no_face,
+            crop_expand=self.crop_expand,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxConfig:
+    """Limits on the decoding of one segment."""
+
+    time_limit_seconds: float = 300.0
+    """Wall-clock time of one try at one segment."""
+    memory_limit_mb: int = 2500
+    """Resident memory of the decoding child, in MiB."""
+    spool_mb: int = 512
+    """Objects on S3 up to this size are copied to local disk first; larger ones are read by ranges."""
+    max_attempts: int = 3
+    """Tries at one segment over worker crashes and resumes; then it is given up as `crashed`."""
+
+
+class AttemptLog:
+    """Counts tries at segments in files, so that a segment that kills its worker is given up.
+
+    A try leaves a file that is removed when the segment was decoded, well or badly: what is left
+    are the tries that took the worker with them.
+    """
+
+    def __init__(self, folder: str, max_attempts: int) -> None:
+        self.folder = folder
+        self.max_attempts = max_attempts
+
+    def _path(self, segment_id: str, attempt: int) -> str:
+        return storage.join(self.folder, f"{segment_id}.{attempt}")
+
+    def begin(self, segment_id: str) -> int | None:
+        """Note a try; its number from 0, or None when all tries are used up."""
+        for attempt in range(self.max_attempts):
+            if not storage.exists(self._path(segment_id, attempt)):
+                storage.write_bytes(self._path(segment_id, attempt), b"")
+                return attempt
+        return None
+
+    def end(self, segment_id: str, attempt: int) -> None:
+        """The try came to its end."""
+        storage.delete(self._path(segment_id, attempt))
+
+
+class SegmentDecoder:
+    """Segments of the plan -> their pictures; every video error becomes the row's status."""
+
+    def __init__(self, cut: CutConfig, limits: SandboxConfig, attempts_folder: str) -> None:
+        self.cut = cut
+        self.limits = limits
+        self.attempts = AttemptLog(attempts_folder, limits.max_attempts)
+        self.sandbox = Sandbox(
+            initializer=functools.partial(warm_up, cut),
+            time_limit_seconds=limits.time_limit_seconds,
+            memory_limit_bytes=limits.memory_limit_mb << 20,
+        )
+        self.counts: dict[str, float] = {}
+
+    def take_counts(self) -> dict[str, float]:
+        """Segments, failures and seconds since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """PLAN_SCHEMA -> PICTURES_SCHEMA, a row for a row."""
+        return pa.concat_tables([self._decode(row) for row in table.to_pylist()])
+
+    def _decode(self, request: dict[str, Any]) -> pa.Table:
+        if request["known_status"]:
+            result = status_row(request, request["known_status"], request["known_error"])
+        else:
+            attempt = self.attempts.begin(request["segment_id"])
+            if attempt is None:
+                result = status_row(
+                    request,
+                    Crashed.status,
+                    f"given up: its worker died in each of {self.limits.max_attempts} tries",
+                )
+            else:
+                result = self._try(request)
+                self.attempts.end(request["segment_id"], attempt)
+        status = result["status"][0].as_py()
+        self._count("segments", 1)
+        self._count("failed", status not in ("ok", "partial", "no_face"))
+        self._count(f"status.{status}", 1)
+        self._count("seconds_decode", result["seconds_decode"][0].as_py() or 0.0)
+        self._count("seconds_detect", result["seconds_detect"][0].as_py() or 0.0)
+        return result
+
+    def _count(self, name: str, value: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + value
+
+    def _try(self, request: dict[str, Any]) -> pa.Table:
+        try:
+            self._check_unchanged(request)
+            spool_bytes = self.limits.spool_mb << 20
+            size_bytes = request["size_bytes"] or 0
+            with storage.spooled(request["uri"], size_bytes, spool_bytes) as source:
+                try:
+                    return self._cut(request | {"source": source}, "auto")
+                except (Crashed, TimedOut):
+                    # decord is the decoder that hangs and crashes (PLATFORM D, R2); a second try
+                    # in a fresh child goes without it.
+                    return self._cut(request | {"source": source}, "pyav")
+        except FileNotFoundError:
+            return status_row(request, "missing", f"there is no file `{request['uri']}`")
+        except VideoError as error:
+            return status_row(request, error.status, storage.redact(str(error))[:500])
+
+    def _check_unchanged(self, request: dict[str, Any]) -> None:
+        if request["etag"] is None:
+            return
+        found = storage.stat(request["uri"])
+        if found.etag != request["etag"]:
+            error = VideoError("the file changed after it was indexed: index and run again")
+            error.status = "changed"
+            raise error
+
+    def _cut(self, request: dict[str, Any], decoder: str) -> pa.Table:
+        handle, path = tempfile.mkstemp(prefix="caan-pictures-", dir=scratch_folder())
+        os.close(handle)
+        try:
+            self.sandbox.run(cut_segment, request, self.cut, decoder, path)
+            with pa.memory_map(path) as file:
+                return pa.ipc.open_file(file).read_all()
+        finally:
+            os.unlink(path)  # the mapping keeps the pictures until the table is dropped
+
+
+class FaceCutter:
+    """Whole frames -> crops of faces and context, for a detector on a GPU."""
+
+    def __init__(self, config: ExtractionConfig, device: str) -> None:
+        self.config = config
+        self.detector = load_detector(config.detector_config(), device=device)
+        self.counts: dict[str, float] = {}
+
+    def take_counts(self) -> dict[str, float]:
+        """Frames and seconds since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """PICTURES_SCHEMA with whole frames -> PICTURES_SCHEMA with crops."""
+        start = time.perf_counter()
+        rows = [self._cut(row) for row in table.to_pylist()]
+        self.counts["seconds_detect"] = time.perf_counter() - start
+        return table_of(rows, PICTURES_SCHEMA)
+
+    def _cut(self, row: dict[str, Any]) -> dict[str, Any]:
+        pictures = [
+            np.frombuffer(f["picture"], np.uint8).reshape(f["height"], f["width"], 3)
+            for f in row["frames"]
+        ]
+        found = self.detector.detect(pictures) if pictures else []
+        faces: list[dict[str, Any]] = []
+        for frame, picture, detected in zip(row["frames"], pictures, found, strict=True):
+            marked = row.get("face_box")
+            kept = select_faces(
+                detected, self.config.face_policy, marked, self.config.max_faces_per_frame
+            )
+            for face in kept:
+                full = tuple(value / frame["scale"] for value in face.box)
+                cut = face_row(frame["frame_index"], face, picture, self.config.crop_expand)
+                faces.append(cut | {"box": list(full)})
+            is_seen = bool(kept) or self.config.no_face == "context_only"
+            frame["picture"] = resize_context(picture).tobytes() if is_seen else None
+            frame["height"] = frame["width"] = PICTURE_SIZE
+        if row["status"] == "ok" and not faces:
+            row["status"] = "no_face"
+        return row | {"faces": faces}
+
+
+class SegmentEmbedder:
+    """Pictures -> features: both networks over fixed-size micro-batches across segments."""
+
+    def __init__(
+        self, config: ExtractionConfig, device: str, batch_size: int, num_threads: int
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(num_threads)
+        self.face = load_backbone(config.backbone_config("face"), device)
+        self.context = load_backbone(config.backbone_config("context"), device)
+        self.batch_size = batch_size
+        self.fps = config.fps
+        self.schema = features_schema(self.face.dim, self.context.dim)
+        self.counts: dict[str, float] = {}
+
+    def take_counts(self) -> dict[str, float]:
+        """Segments, frames, pictures, micro-batches and seconds since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """PICTURES_SCHEMA -> features, a row for a row."""
+        frames, frame_offsets = flat_list(table["frames"])
+        faces, face_offsets = flat_list(table["faces"])
+        start = time.perf_counter()
+        context_vectors = self._embed(self.context, frames.field("picture"))
+        face_vectors = self._embed(self.face, faces.field("picture"))
+        self.counts |= {
+            "segments": table.num_rows,
+            "frames": len(frames),
+            "faces": len(faces),
+            "video_seconds": len(frames) / self.fps,
+            "seconds_networks": time.perf_counter() - start,
+        }
+        frame_rows = pa.StructArray.from_arrays(
+            [frames.field("frame_index"), frames.field("pts_seconds"), context_vectors],
+            fields=list(self.schema.field("frames").type.value_type),
+        )
+        face_rows = pa.StructArray.from_arrays(
+            [*(faces.field(n) for n in ("frame_index", "box", "score")), face_vectors],
+            fields=list(self.schema.field("faces").type.value_type),
+        )
+        columns = {name: table[name] for name in self.schema.names if name in table.column_names}
+        columns["frames"] = pa.ListArray.from_arrays(frame_offsets, frame_rows)
+        columns["faces"] = pa.ListArray.from_arrays(face_offsets, face_rows)
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+    def _embed(self, backbone: Backbone, pictures: pa.Array) -> pa.FixedSizeListArray:
+        given = pictures.is_valid().to_numpy(zero_copy_only=False)
+        stack = picture_stack(pictures.drop_null(), PICTURE_SIZE)
+        vectors = np.zeros((len(pictures), backbone.dim), np.float16)
+        if len(stack):
+            vectors[given], num_batches = embed_pictures(backbone, stack, self.batch_size)
+            self._count("pictures", len(stack))
+            self._count("batch_places", num_batches * self.batch_size)
+        return vector_array(vectors, ~given)
+
+    def _count(self, name: str, value: float) -> None:
+        self.counts[name] = self.counts.get(name, 0.0) + value
+
+
+def picture_stack(pictures: pa.Array, size_pixels: int) -> np.ndarray:
+    """uint8 [N, size, size, 3] over the buffer of a large_binary array, without copying."""
+    if not len(pictures):
+        return np.zeros((0, size_pixels, size_pixels, 3), np.uint8)
+    if isinstance(pictures, pa.ChunkedArray):
+        pictures = pictures.combine_chunks()
+    _, offsets, data = pictures.buffers()
+    first = np.frombuffer(offsets, np.int64)[pictures.offset]
+    num_bytes = len(pictures) * size_pixels * size_pixels * 3
+    flat = np.frombuffer(data, np.uint8, count=num_bytes, offset=int(first))
+    return flat.reshape(len(pictures), size_pixels, size_pixels, 3)
+
+
+def vector_array(vectors: np.ndarray, is_null: np.ndarray | None = None) -> pa.FixedSizeListArray:
+    """[N, D] as N fixed-size lists, null where `is_null`."""
+    values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    mask = pa.array(is_null) if is_null is not None and is_null.any() else None
+    return pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=mask)
+
+
+def flat_list(column: pa.ChunkedArray) -> tuple[pa.StructArray, pa.Array]:
+    """The items of a list column end to end, and the offsets of each row's items from 0."""
+    chunks = column.chunks
+    items: list[pa.Array] = [chunk.flatten() for chunk in chunks]
+    lengths = np.concatenate(
+        [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks]
+        or [np.zeros(0, np.int32)]
+    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = pa.concat_arrays(items) if items else pa.array([], column.type.value_type)
+    return flat, pa.array(offsets)
+
+
+def identities(config: ExtractionConfig) -> dict[str, Any]:
+    """Names, weight hashes and dimensions of detector and backbones, for run.json.
+
+    Loads each once on the CPU, so that a missing weight file ends the job before it starts.
+    """
+    found: dict[str, Any] = {"detector": load_detector(config.detector_config()).identity}
+    for kind in ("face", "context"):
+        backbone = load_backbone(config.backbone_config(kind))  # type: ignore[arg-type]
+        found[f"{kind}_backbone"] = backbone.identity
+        found[f"{kind}_dim"] = backbone.dim
+        found[f"{kind}_is_random"] = backbone.is_random
+    return found

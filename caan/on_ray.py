@@ -1,0 +1,252 @@
+"""The little that the jobs share of Ray: starting it, running a job's main, counting progress."""
+
+import dataclasses
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+import tyro
+
+from caan.errors import InputError, StorageError
+from caan.storage import redact
+
+logger = logging.getLogger(__name__)
+
+J = TypeVar("J")
+
+MIN_LOGICAL_CPUS = 6
+"""Logical CPUs of an embedded Ray. Ray's read, filter and write tasks of one dataset take a slot each
+beside the stages' actors; with fewer slots than stages a dataset waits for itself for ever."""
+
+PROGRESS_SECONDS = 10.0
+"""Time between two progress lines."""
+
+
+def run_job(kind: type[J], main: Callable[[J], int], arguments: list[str] | None = None) -> int:
+    """Parse the command line into `kind`, run `main` and give its exit code.
+
+    0 done, 1 failed or below `--min-ok`, 2 bad input (one sentence on stderr).
+    """
+    job = tyro.cli(kind, args=arguments, description=sys.modules[kind.__module__].__doc__)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    try:
+        return main(job)
+    except InputError as error:
+        print(f"error: {redact(str(error))}", file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"error: {redact(str(error))}", file=sys.stderr)
+        return 1
+    except ray.exceptions.RayError as error:
+        cause = _our_cause(error)
+        if cause is None:
+            raise
+        print(f"error: {redact(str(cause))}", file=sys.stderr)
+        return 2 if isinstance(cause, InputError) else 1
+
+
+def _our_cause(error: BaseException) -> BaseException | None:
+    """The error of ours that a worker raised, inside Ray's wrappers."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, InputError | StorageError):
+            return found
+        inner = getattr(found, "cause", None)
+        found = inner if isinstance(inner, BaseException) else found.__cause__
+    return None
+
+
+def start() -> None:
+    """Connect to the cluster that RAY_ADDRESS or a submitted job names, else start an embedded Ray.
+
+    The embedded one listens on this machine only, has no dashboard, and stops with this process.
+    """
+    if ray.is_initialized():
+        return
+    # Workers on other nodes find this package through the job's working directory; those of an
+    # embedded Ray, and of a driver started by hand on the head, need the path.
+    path = os.pathsep.join(
+        part for part in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if part
+    )
+    # Without this Ray sets OMP_NUM_THREADS to an actor's logical CPUs, which are fractions here.
+    env_vars = {"PYTHONPATH": path}
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": env_vars},
+    )
+
+
+def configure_data() -> None:
+    """Quiet progress bars and the settings of Ray Data that every dataset of ours shares."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def physical_cpus() -> int:
+    """CPU cores of the cluster: those of this machine where Ray is embedded here."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return min(os.cpu_count() or 1, int(nodes[0]["Resources"].get("CPU", 1)) or 1)
+    return max(1, int(sum(node["Resources"].get("CPU", 0) for node in nodes)))
+
+
+def num_gpus() -> int:
+    """GPUs of the cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolSizes:
+    """How many actors of each stage run, and what each claims."""
+
+    num_decoders: int
+    """Decoding actors, each with one sandboxed child that uses about one core."""
+    decoder_cpus: float
+    """Logical CPUs that a decoding actor claims."""
+    num_embedders: int
+    """Actors that hold the networks."""
+    embedder_cpus: float
+    """Logical CPUs that an embedding actor claims."""
+    embedder_gpus: float
+    """GPUs that an embedding actor claims."""
+    embedder_threads: int
+    """Threads that torch uses in an embedding actor."""
+
+
+def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
+    """Sizes of the pools from the cluster's resources, leaving CPU slots for Ray's own tasks.
+
+    Without a GPU the networks take nearly all the time, so one actor per node uses all its cores
+    and decoding overlaps with it; with GPUs each carries one embedder and the cores decode.
+
+    Raises:
+        InputError: the cluster has too few CPU slots (PLATFORM: a dataset would hang).
+    """
+    logical = float(ray.cluster_resources().get("CPU", 0))
+    if logical < 3:
+        raise InputError(
+            f"the Ray cluster has {logical:g} CPU slots, and a run needs at least 3: start it with "
+            "`ray start --num-cpus 4` or more (logical slots may exceed the cores)."
+        )
+    cores, gpus = physical_cpus(), num_gpus()
+    num_embedders = embedders or (gpus or max(1, cores // 16))
+    num_decoders = decoders or max(1, min(cores, 2) if not gpus and cores <= 2 else cores - 1)
+    # Two whole slots stay free for the read, filter and write tasks.
+    share = (logical - 2.0) / (num_decoders + num_embedders)
+    claim = max(0.01, min(1.0, round(share - 0.005, 2)))
+    return PoolSizes(
+        num_decoders=num_decoders,
+        decoder_cpus=claim,
+        num_embedders=num_embedders,
+        embedder_cpus=claim,
+        embedder_gpus=1.0 if gpus else 0.0,
+        embedder_threads=max(1, cores // num_embedders),
+    )
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
+class Monitor:
+    """Sums what the stages report while a dataset runs."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, dict[str, float]] = {}
+        self.nodes: dict[str, set[str]] = {}
+
+    def add(self, stage: str, node_id: str, counts: dict[str, float]) -> None:
+        """Add one call's counts to the stage's totals."""
+        totals = self.totals.setdefault(stage, {})
+        for name, value in counts.items():
+            totals[name] = totals.get(name, 0.0) + value
+        self.nodes.setdefault(stage, set()).add(node_id)
+
+    def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
+        """Totals and node ids, each by stage."""
+        return self.totals, {stage: sorted(nodes) for stage, nodes in self.nodes.items()}
+
+
+class Staged:
+    """Runs a stage of the library as a Ray Data actor and reports its counts to the monitor.
+
+    The stage is built once per actor from `build(*arguments)`; `stage(table)` gives a table, and
+    `stage.take_counts()` what to add to the totals since the last call.
+    """
+
+    def __init__(
+        self, name: str, build: Callable[..., Any], arguments: tuple[Any, ...], monitor: Any
+    ) -> None:
+        self.name = name
+        self.stage = build(*arguments)
+        self.monitor = monitor
+        self.node_id = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One batch through the stage."""
+        start_seconds = time.perf_counter()
+        result = self.stage(table)
+        counts = self.stage.take_counts()
+        counts["seconds"] = time.perf_counter() - start_seconds
+        self.monitor.add.remote(self.name, self.node_id, counts)
+        return result
+
+
+class Progress:
+    """Logs one line every few seconds while a dataset runs, from the monitor's totals."""
+
+    def __init__(self, monitor: Any, num_segments: int, video_seconds: float) -> None:
+        self.monitor = monitor
+        self.num_segments = num_segments
+        self.video_seconds = video_seconds
+        self.start_seconds = time.perf_counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def totals(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
+        """What the stages have reported so far."""
+        return ray.get(self.monitor.read.remote())
+
+    def line(self) -> str:
+        """Segments done, failed and left, frames per second, times real time and time left."""
+        totals, _ = self.totals()
+        embed = totals.get("embed", {})
+        decode = totals.get("decode", {})
+        done = int(embed.get("segments", 0))
+        passed = time.perf_counter() - self.start_seconds
+        left = self.num_segments - done
+        video_seconds = embed.get("video_seconds", 0.0)
+        rate = video_seconds / passed if passed else 0.0
+        remaining = max(0.0, self.video_seconds - video_seconds)
+        eta = f"{remaining / rate:.0f} s" if rate else "?"
+        return (
+            f"{done}/{self.num_segments} segments done, {int(decode.get('failed', 0))} failed, "
+            f"{left} left; {embed.get('frames', 0) / passed if passed else 0:.1f} frames/s, "
+            f"{rate:.1f} x real time; about {eta} left"
+        )
+
+    def _watch(self) -> None:
+        while not self._stop.wait(PROGRESS_SECONDS):
+            logger.info("%s", self.line())

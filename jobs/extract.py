@@ -1,0 +1,70 @@
+"""Videos -> features: sample frames, find faces, and take the networks' vectors into Parquet.
+
+python -m jobs.extract --manifest manifest.parquet --output features/
+
+Run the same command again after an interruption: finished segments are not done twice.
+"""
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from caan import config, on_ray
+from caan.extraction import ExtractionConfig, SandboxConfig, SegmentEmbedder, identities
+from jobs.pipeline import Pipeline, Resources, Run
+
+logger = logging.getLogger(__name__)
+
+TABLE = "features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ExtractionConfig):
+    """Options of jobs.extract."""
+
+    manifest: str
+    """Manifest written by jobs.index; local or s3://."""
+    output: str
+    """Folder of the features; local or s3://."""
+    retry_failed: bool = False
+    """Do the videos again whose last try failed."""
+    on_change: Literal["error", "recompute"] = "error"
+    """When options, weights or a video differ from the output that is there."""
+    min_ok: float = 0.0
+    """Lowest accepted share of videos that are ok, partial or no_face; below it the exit code is 1."""
+    limits: SandboxConfig = SandboxConfig()
+    """Limits on the decoding of one segment."""
+    resources: Resources = Resources()
+    """How the cluster is used."""
+
+
+def main(job: Job) -> int:
+    """Extract; gives the exit code."""
+    names = [field.name for field in dataclasses.fields(ExtractionConfig)]
+    extraction = ExtractionConfig(**{name: getattr(job, name) for name in names})
+    run = Run(
+        job_name="extract",
+        manifest_uri=job.manifest,
+        output=job.output,
+        table=TABLE,
+        config=extraction,
+        identity=identities(extraction),
+        whole_config=config.to_dict(job),
+        retry_failed=job.retry_failed,
+        on_change=job.on_change,
+        min_ok=job.min_ok,
+    )
+    pipeline = Pipeline(
+        config=extraction,
+        limits=job.limits,
+        resources=job.resources,
+        build=SegmentEmbedder,
+        arguments=(extraction,),
+    )
+    return run.finish(run.process(pipeline))
+
+
+if __name__ == "__main__":
+    sys.exit(on_ray.run_job(Job, main))

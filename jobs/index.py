@@ -1,0 +1,95 @@
+"""List videos and probe their headers: a folder, glob, s3:// prefix, CSV or Parquet -> manifest.
+
+python -m jobs.index --input videos/ --output manifest.parquet
+
+Folders named after emotions (anger/, happy/, ...) label the videos in them, folders named train,
+val or test above them give the split. A CSV or Parquet list has a column `uri` or `path` and may
+have label, split, start_seconds, end_seconds, gender, age_range, face_box and others of the
+manifest. Files that cannot be read become rows with a status.
+"""
+
+import logging
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from caan import on_ray, storage
+from caan.datasets import DATASETS
+from caan.errors import InputError
+from caan.indexing import IndexProber
+from caan.schema import MANIFEST_SCHEMA, table_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Options of jobs.index."""
+
+    input: str
+    """Folder, glob, s3://bucket/prefix, CSV or Parquet list."""
+    output: str
+    """The manifest to write: a .parquet file, local or s3://."""
+    dataset: str = "folder"
+    """Layout of the input: folder (class folders give labels) or a data set's name."""
+    split: str = ""
+    """Split of videos that the input gives none for: train, val or test."""
+    probes: int = 0
+    """Probing actors; 0: one per core."""
+
+
+def main(job: Job) -> int:
+    """Write the manifest; gives the exit code."""
+    if job.dataset not in DATASETS:
+        raise InputError(
+            f"option `dataset` is `{job.dataset}`; choose one of {', '.join(DATASETS)}"
+        )
+    if not job.output.endswith(".parquet"):
+        raise InputError(f"--output `{job.output}` must name a .parquet file.")
+    storage.check_writable(job.output.rpartition("/")[0] or ".")
+    start_seconds = time.perf_counter()
+    rows: list[dict[str, Any]] = list(DATASETS[job.dataset](job.input))
+    if not rows:
+        raise InputError(f"no video is under `{job.input}`: check the path.")
+    rows = [row | {"split": row.get("split") or job.split or None} for row in rows]
+    logger.info("%d videos listed in %.1f s", len(rows), time.perf_counter() - start_seconds)
+    on_ray.start()
+    on_ray.configure_data()
+    table = table_of(rows, MANIFEST_SCHEMA)
+    probes = job.probes or max(1, on_ray.physical_cpus())
+    monitor = on_ray.Monitor.remote()
+    probed = (
+        ray.data.from_arrow([table.slice(n, 32) for n in range(0, table.num_rows, 32)])
+        .map_batches(
+            on_ray.Staged,
+            fn_constructor_args=("probe", IndexProber, (), monitor),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=probes),
+            num_cpus=min(1.0, 2.0 / probes),
+        )
+        .to_arrow_refs()
+    )
+    manifest = pa.concat_tables(ray.get(probed)).cast(MANIFEST_SCHEMA).sort_by("uri")
+    storage.write_table(manifest, job.output)
+    statuses = Counter(manifest["status"].to_pylist())
+    seconds = time.perf_counter() - start_seconds
+    hours = sum(manifest["duration_seconds"].drop_null().to_pylist()) / 3600
+    logger.info(
+        "%s: %d videos, %.2f hours, %s, in %.1f s",
+        job.output,
+        manifest.num_rows,
+        hours,
+        ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())),
+        seconds,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(on_ray.run_job(Job, main))

@@ -1,0 +1,253 @@
+"""What extract and label share: the stages on Ray Data, shard by shard, and the record of a run."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from caan import config as configs
+from caan import on_ray, runs, storage
+from caan.cutting import CutConfig
+from caan.errors import InputError
+from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
+from caan.planning import check_manifest, plan_segments
+from caan.runs import SUCCESS, Shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """How the cluster is used; nothing here changes a result."""
+
+    decoders: int = 0
+    """Decoding actors; 0: from the cluster's cores."""
+    embedders: int = 0
+    """Actors that hold the networks; 0: one per GPU, else one per 16 cores."""
+    embed_batch: int = 0
+    """Pictures per pass of a network; 0: 128 on a GPU, 16 on a CPU."""
+    embed_segments: int = 16
+    """Segments whose pictures are put together to fill those batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """segments -> pictures -> the last stage's rows, on a running Ray."""
+
+    config: ExtractionConfig
+    """What is read from each video."""
+    limits: SandboxConfig
+    """Limits on the decoding of a segment."""
+    resources: Resources
+    """How the cluster is used."""
+    build: Callable[..., Any]
+    """Makes the last stage: `build(*arguments, device, batch_size, num_threads)`."""
+    arguments: tuple[Any, ...]
+    """Its first arguments."""
+
+    def run(self, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
+        """Finish the unfinished shards; gives the counts of each stage and the seconds it took."""
+        left = [shard for shard in shards if not shard.is_finished()]
+        monitor = on_ray.Monitor.remote()
+        num_segments = sum(storage.read_table(s.plan, ["segment_id"]).num_rows for s in left)
+        start_seconds = time.perf_counter()
+        with on_ray.Progress(monitor, num_segments, video_seconds) as progress:
+            for shard in left:
+                self._run_shard(shard, monitor)
+            time.sleep(0.2 if left else 0)  # the last reports are on their way
+            totals, nodes = progress.totals()
+            if left:
+                logger.info("%s", progress.line())
+        ray.kill(monitor)
+        return {
+            "stages": totals,
+            "stage_nodes": nodes,
+            "seconds": time.perf_counter() - start_seconds,
+        }
+
+    def _run_shard(self, shard: Shard, monitor: Any) -> None:
+        sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
+        has_gpu = sizes.embedder_gpus > 0
+        detect_on_gpu = has_gpu and self.config.detector == "retinaface"
+        cut: CutConfig = self.config.cut_config(detect_here=not detect_on_gpu)
+        context = ray.data.DataContext.get_current()
+        context.checkpoint_config = ray.data.checkpoint.CheckpointConfig(
+            id_column="segment_id",
+            checkpoint_path=storage.normalise(storage.join(shard.state, "checkpoint")),
+            override_filesystem=storage.filesystem(shard.state)[0],
+            delete_checkpoint_on_success=False,
+        )
+        files, plan_path = storage.filesystem(shard.plan)
+        rows = ray.data.read_parquet(plan_path, filesystem=files)
+        rows = rows.repartition(target_num_rows_per_block=1)
+        tries = storage.join(shard.state, "tries")
+        rows = rows.map_batches(
+            on_ray.Staged,
+            fn_constructor_args=("decode", SegmentDecoder, (cut, self.limits, tries), monitor),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=sizes.num_decoders),
+            num_cpus=sizes.decoder_cpus,
+        )
+        if detect_on_gpu:
+            rows = rows.map_batches(
+                on_ray.Staged,
+                fn_constructor_args=("detect", FaceCutter, (self.config, "cuda"), monitor),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=sizes.num_embedders),
+                num_cpus=sizes.embedder_cpus,
+                num_gpus=0.3,
+            )
+        device = "cuda" if has_gpu else "cpu"
+        batch = self.resources.embed_batch or (128 if has_gpu else 16)
+        arguments = (*self.arguments, device, batch, sizes.embedder_threads)
+        rows = rows.map_batches(
+            on_ray.Staged,
+            fn_constructor_args=("embed", self.build, arguments, monitor),
+            batch_size=self.resources.embed_segments,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=sizes.num_embedders),
+            num_cpus=sizes.embedder_cpus,
+            num_gpus=(0.7 if detect_on_gpu else 1.0) if has_gpu else 0,
+        )
+        files, folder = storage.filesystem(shard.folder)
+        rows.write_parquet(folder, filesystem=files, compression="zstd")
+        context.checkpoint_config = None
+        storage.write_bytes(storage.join(shard.folder, SUCCESS), b"")
+        storage.delete(shard.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One output folder and what is to be in it."""
+
+    job_name: str
+    """extract or label."""
+    manifest_uri: str
+    """The manifest."""
+    output: str
+    """The output folder."""
+    table: str
+    """Name of the table with a row per segment."""
+    config: ExtractionConfig
+    """What is read from each video."""
+    identity: dict[str, Any]
+    """Detector, backbones and model with their hashes: part of the fingerprint."""
+    whole_config: dict[str, Any]
+    """All options of the job, for the record."""
+    retry_failed: bool
+    """Do failed videos again."""
+    on_change: str
+    """error or recompute."""
+    min_ok: float
+    """Lowest accepted share of good videos."""
+
+    def process(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Plan, run the stages over what is left, and give the record of the run.
+
+        Raises:
+            InputError: a bad manifest, or an output made with other options.
+        """
+        if not 0.0 <= self.min_ok <= 1.0:
+            raise InputError(f"--min-ok {self.min_ok} is not a share from 0 to 1.")
+        manifest = check_manifest(storage.read_table(self.manifest_uri), self.manifest_uri)
+        of = configs.to_dict(self.config) | self.identity
+        fingerprint = configs.fingerprint(of)
+        runs.open_output(self.output, of, fingerprint, self.on_change)
+        for name in ("face", "context"):
+            if self.identity.get(f"{name}_is_random"):
+                logger.warning(
+                    "the %s backbone has RANDOM weights: its vectors mean nothing to people", name
+                )
+        plan = plan_segments(
+            manifest, fps=self.config.fps, segment_frames=self.config.segment_frames
+        )
+        shards = runs.extend_plan(
+            self.output,
+            self.table,
+            plan,
+            retry_failed=self.retry_failed,
+            recompute_changed=self.on_change == "recompute",
+        )
+        storage.write_table(manifest, storage.join(self.output, "manifest.parquet"))
+        on_ray.start()
+        on_ray.configure_data()
+        video_seconds = plan.num_rows and sum(
+            video_end - video_start
+            for video_start, video_end in zip(
+                plan["start_seconds"].to_pylist(), plan["end_seconds"].to_pylist(), strict=True
+            )
+        )
+        logger.info(
+            "%d videos, %d segments, %.0f seconds of video; detector %s, backbones %s and %s",
+            manifest.num_rows,
+            plan.num_rows,
+            video_seconds,
+            self.config.detector,
+            self.config.face_backbone,
+            self.config.context_backbone,
+        )
+        counts = pipeline.run(shards, video_seconds)
+        return {
+            "job": self.job_name,
+            "is_complete": True,
+            "fingerprint": fingerprint,
+            "fingerprint_of": of,
+            "config": self.whole_config,
+            "identity": self.identity,
+            "versions": runs.versions(),
+            "num_videos": manifest.num_rows,
+            "num_segments": plan.num_rows,
+            **throughput(counts),
+            **counts,
+        }
+
+    def finish(self, record: dict[str, Any]) -> int:
+        """Count the videos' statuses, write run.json and give the exit code."""
+        statuses: dict[str, list[str]] = {}
+        columns = ["video_id", "attempt", "status"]
+        for table in runs.latest_segments(self.output, self.table, columns):
+            for row in table.to_pylist():
+                statuses.setdefault(row["video_id"], []).append(row["status"])
+        counts = Counter(runs.video_status(of_video) for of_video in statuses.values())
+        good = sum(counts[status] for status in runs.GOOD_STATUSES)
+        share = good / max(1, record["num_videos"])
+        record |= {"statuses": dict(sorted(counts.items())), "good_share": share}
+        storage.write_json(storage.join(self.output, "run.json"), record)
+        logger.info(
+            "%s: %s; %.1f frames/s, %.1f x real time, networks %.0f%% of the work, %.1f s",
+            self.output,
+            ", ".join(f"{count} {status}" for status, count in sorted(counts.items())),
+            record["frames_per_second"],
+            record["times_real_time"],
+            100 * record["network_share"],
+            record["seconds"],
+        )
+        if share < self.min_ok:
+            logger.error(
+                "only %.1f%% of the videos were read, and --min-ok asks for %.1f%%",
+                100 * share,
+                100 * self.min_ok,
+            )
+            return 1
+        return 0
+
+
+def throughput(counts: dict[str, Any]) -> dict[str, float]:
+    """Frames per second, times real time, share of the networks and mean batch fill of a run."""
+    embed = counts["stages"].get("embed", {})
+    decode = counts["stages"].get("decode", {})
+    seconds = counts["seconds"] or 1.0
+    networks = embed.get("seconds_networks", 0.0)
+    work = networks + decode.get("seconds_decode", 0.0) + decode.get("seconds_detect", 0.0)
+    return {
+        "frames_per_second": embed.get("frames", 0.0) / seconds,
+        "times_real_time": embed.get("video_seconds", 0.0) / seconds,
+        "network_share": networks / work if work else 0.0,
+        "batch_fill": embed.get("pictures", 0.0) / (embed.get("batch_places", 0.0) or 1.0),
+    }
