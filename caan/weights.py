@@ -11,7 +11,6 @@ import http.client
 import json
 import logging
 import os
-import re
 import shutil
 import time
 import urllib.error
@@ -274,9 +273,11 @@ def _sha256(path: Path) -> str:
 
 def _convert(source: Path, target: Path, backbone: str) -> None:
     digest = _sha256(source)
-    hinted = re.search(r"-([0-9a-f]{8,64})\.pth$", source.name)
-    if hinted and not digest.startswith(hinted[1]):
-        raise InputError(f"`{source}` is damaged: its sha256 is {digest}, not {hinted[1]}...")
+    official = OFFICIAL_FILES[backbone]
+    if source.name == official.file_name and not digest.startswith(official.sha256_prefix):
+        raise InputError(
+            f"`{source}` is damaged: its sha256 is {digest}, not {official.sha256_prefix}..."
+        )
     weights = read_weights(source)
     if backbone == "vgg16" and weights.format != "torchvision":
         raise InputError(
@@ -287,8 +288,8 @@ def _convert(source: Path, target: Path, backbone: str) -> None:
     state = to_state_dict(weights)
     check_shapes(state, str(source))
     num_classes = len(state["classifier.6.bias"]) if "classifier.6.bias" in state else 0
-    for other, official in OFFICIAL_FILES.items():
-        if other != backbone and num_classes == official.num_classes:
+    for other, other_file in OFFICIAL_FILES.items():
+        if other != backbone and num_classes == other_file.num_classes:
             raise InputError(f"`{source}` has {num_classes} classes: these are weights of {other}")
     metadata = {
         "backbone": backbone,

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
 from scipy.io import savemat
 from torch.nn import functional
@@ -295,7 +297,7 @@ def test_a_malicious_pickle_does_nothing(tmp_path: Path, is_zip: bool) -> None:
     if is_zip:
         torch.save({"conv1_1.weight": _Malice(target)}, path)
     else:
-        path.write_bytes(pickle.dumps({"conv1_1.weight": _Malice(target)}))
+        path.write_bytes(pickle.dumps({"conv1_1.weight": _Malice(target)}, protocol=2))
     with pytest.raises(InputError, match="run code, which is refused"):
         ready_weights("vggface", str(path))
     assert not target.exists()
@@ -494,3 +496,30 @@ def test_a_damaged_official_file_is_refused(cache: Path) -> None:
     (cache / "vgg16-397923af.pth").write_bytes(b"PK half a file")
     with pytest.raises(InputError, match="damaged"):
         ready_weights("vgg16")
+
+
+def test_weights_on_s3_are_fetched_and_converted(
+    tmp_path: Path, layers: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    try:
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="weights")
+        path = _save_pth(tmp_path / "w.pth", layers, "albanie")
+        client.upload_file(str(path), "weights", "faces/w.pth")
+        found = ready_weights("vggface", "s3://weights/faces/w.pth")
+        folder = tmp_path / "tuned"
+        save_weights(_expected(layers), folder / "w.safetensors", found.metadata)
+        client.upload_file(str(folder / "w.safetensors"), "weights", "tuned/w.safetensors")
+        assert ready_weights("vggface", "s3://weights/tuned").sha256 != ""
+        with pytest.raises(InputError, match="there is no weight file"):
+            ready_weights("vggface", "s3://weights/absent.pth")
+    finally:
+        server.stop()
+    assert found.sha256 == ready_weights("vggface", str(path)).sha256
