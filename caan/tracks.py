@@ -1,0 +1,390 @@
+"""Follows faces through one video: detections -> tracks -> people, over the whole video in time.
+
+A **track** is one face followed without a break: it ends at a cut or a gap. A **person** is the
+tracks of one human, joined by appearance. Nothing here depends on how the video was cut into
+segments, on chance, or on threads. Made for 1 to 5 sampled frames per second, where the boxes of a
+moving face hardly overlap: position counts relative to the face's size, and appearance with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from caan.faces import Box, Policy, iou
+
+Metric = Literal["cosine", "euclidean"]
+
+DROPPED = -1
+"""Track and person of a face that belongs to none (a short false track)."""
+
+IDENTITY_DISTANCES: dict[str, tuple[Metric, float]] = {
+    "dlib": ("euclidean", 0.5),
+    "vggface": ("cosine", 0.5),
+}
+"""Metric and `person_distance` per vector that tells people apart. dlib (128-d): seen on four
+people, same person at most 0.36 apart, others at least 0.61. vggface (fc6 after the ReLU): our
+choice, not yet measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """How faces are followed and joined to people."""
+
+    max_gap_seconds: float = 2.0
+    """A track survives this long without a detection."""
+    max_speed: float = 3.0
+    """Fastest motion of a face between two sampled frames, in face sizes per second (plus half a
+    size of jitter)."""
+    max_growth: float = 2.0
+    """Largest factor between a face's sizes in two sampled frames."""
+    cut_distance: float = 0.4
+    """Total variation, 0..1, of two neighbouring frames' colour histograms from which there is a
+    cut between them; above 1: never."""
+    min_track_faces: int = 2
+    """Shorter tracks are dropped as false; 1: none. A track that fills its whole shot stays, and
+    so does everything if no track is long enough."""
+    metric: Metric = "cosine"
+    """How appearance vectors compare: `cosine` (0..2) or `euclidean`."""
+    person_distance: float | None = None
+    """Tracks nearer than this on average are one person; none: appearance tells nobody apart (a
+    vector of expression, a random network), so every track is a person of its own."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("cosine", "euclidean"):
+            raise ValueError(f"metric `{self.metric}` is unknown: give cosine or euclidean")
+        if self.max_gap_seconds < 0 or self.max_speed <= 0 or self.max_growth < 1:
+            raise ValueError(
+                f"max_gap_seconds {self.max_gap_seconds} must be at least 0, max_speed "
+                f"{self.max_speed} above 0, max_growth {self.max_growth} at least 1"
+            )
+
+
+def with_identity(config: TrackConfig, vector: str) -> TrackConfig:
+    """`config` with the metric and distance of `IDENTITY_DISTANCES`, unless it has its own."""
+    if config.person_distance is not None or vector not in IDENTITY_DISTANCES:
+        return config
+    metric, distance = IDENTITY_DISTANCES[vector]
+    return replace(config, metric=metric, person_distance=distance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """All faces of one video in time order."""
+
+    frame_index: np.ndarray
+    """Grid index of each face's frame: int64 [N], never falling."""
+    pts_seconds: np.ndarray
+    """Its time: float64 [N]."""
+    boxes: np.ndarray
+    """x0, y0, x1, y1 in pixels: float [N, 4]."""
+    scores: np.ndarray
+    """The detector's confidence, 0..1: float [N]."""
+    appearance: np.ndarray | None = None
+    """Appearance vectors: float [N, D]."""
+
+    def __post_init__(self) -> None:
+        if np.any(np.diff(self.frame_index) < 0):
+            raise ValueError("detections must come in the order of their frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """All sampled frames of one video in time order, those without a face too."""
+
+    frame_index: np.ndarray
+    """Grid index: int64 [F], rising."""
+    histograms: np.ndarray | None = None
+    """Colour histograms, each of any sum: float [F, B]."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Who is who in one video."""
+
+    track_ids: np.ndarray
+    """Track of each face: int64 [N], 0, 1, ... by first appearance, or `DROPPED`."""
+    person_ids: np.ndarray
+    """Person of each face: int64 [N], 0, 1, ... by first appearance, or `DROPPED`."""
+    cuts: np.ndarray
+    """Grid indices of the frames that open a new shot, int64, without the first."""
+
+
+def follow_faces(
+    faces: Detections, frames: Frames | None = None, config: TrackConfig | None = None
+) -> Tracking:
+    """Tracks and people of one video; `frames` (none: no cuts known) tell where the cuts are."""
+    config = config or TrackConfig()
+    appearance = _comparable(faces.appearance, config.metric)
+    cuts = find_cuts(frames, config.cut_distance) if frames is not None else np.zeros(0, np.int64)
+    track_ids = _link(faces, appearance, cuts, config)
+    track_ids = _drop_short(faces, track_ids, cuts, frames, config.min_track_faces)
+    person_ids = _join(faces, appearance, track_ids, config)
+    return Tracking(track_ids, person_ids, cuts)
+
+
+def find_cuts(frames: Frames, cut_distance: float) -> np.ndarray:
+    """Grid indices of the frames before which the picture changes as a whole, int64.
+
+    Source: our choice; total variation between neighbouring frames' histograms.
+    """
+    if frames.histograms is None or len(frames.frame_index) < 2:
+        return np.zeros(0, np.int64)
+    shares = frames.histograms.astype(np.float64)
+    shares /= np.maximum(shares.sum(1, keepdims=True), 1e-12)
+    distance = np.abs(np.diff(shares, axis=0)).sum(1) / 2
+    return frames.frame_index[1:][distance >= cut_distance].astype(np.int64)
+
+
+def _comparable(vectors: np.ndarray | None, metric: Metric) -> np.ndarray | None:
+    if vectors is None:
+        return None
+    vectors = vectors.astype(np.float32)
+    if metric == "cosine":
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
+
+
+def _distances(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
+    """Distances of vectors [N, D] and [M, D] made by `_comparable` (or means of those): [N, M]."""
+    if metric == "cosine":
+        lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None]
+        return 1 - a @ b.T / np.maximum(lengths, 1e-12)
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(squares, 0))
+
+
+@dataclass
+class _Track:
+    """A track while it grows."""
+
+    id: int
+    box: np.ndarray
+    seconds: float
+    appearance: np.ndarray | None
+    velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    num_faces: int = 1
+
+    def predicted(self, seconds: float) -> np.ndarray:
+        """Where the box will be; after a second of absence it is thought to stand still."""
+        return self.box + np.tile(self.velocity * min(seconds - self.seconds, 1.0), 2)
+
+    def add(self, box: np.ndarray, seconds: float, appearance: np.ndarray | None) -> None:
+        passed = max(seconds - self.seconds, 1e-6)
+        velocity = (_centres(box[None])[0] - _centres(self.box[None])[0]) / passed
+        self.velocity = velocity if self.num_faces == 1 else 0.5 * (self.velocity + velocity)
+        if appearance is not None and self.appearance is not None:
+            # The mean of the last few faces: a mean of all would not follow a turning head.
+            self.appearance = 0.7 * self.appearance + 0.3 * appearance
+        self.box, self.seconds, self.num_faces = box, seconds, self.num_faces + 1
+
+
+def _centres(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def _sizes(boxes: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6))
+
+
+def _link(
+    faces: Detections, appearance: np.ndarray | None, cuts: np.ndarray, config: TrackConfig
+) -> np.ndarray:
+    """Track of each face, by one assignment per frame."""
+    track_ids = np.full(len(faces.frame_index), DROPPED, np.int64)
+    boxes = faces.boxes.astype(np.float64)
+    alive: list[_Track] = []
+    shots = np.searchsorted(cuts, faces.frame_index, side="right")
+    shot = -1
+    num_tracks = 0
+    starts = np.unique(faces.frame_index, return_index=True)[1]
+    for start, end in zip(starts, np.append(starts, len(boxes))[1:], strict=True):
+        seconds = float(faces.pts_seconds[start])
+        if shots[start] != shot:
+            alive, shot = [], shots[start]
+        alive = [track for track in alive if seconds - track.seconds <= config.max_gap_seconds]
+        here = slice(start, end)
+        vectors = None if appearance is None else appearance[here]
+        cost = _costs(alive, boxes[here], seconds, vectors, config)
+        rows, columns = linear_sum_assignment(np.minimum(cost, 1e3))
+        taken = {c: alive[r] for r, c in zip(rows, columns, strict=True) if cost[r, c] <= 1}
+        for column in range(end - start):
+            vector = None if vectors is None else vectors[column]
+            track = taken.get(column)
+            if track is None:
+                track = _Track(num_tracks, boxes[start + column], seconds, vector)
+                alive.append(track)
+                num_tracks += 1
+            else:
+                track.add(boxes[start + column], seconds, vector)
+            track_ids[start + column] = track.id
+    return track_ids
+
+
+def _costs(
+    tracks: Sequence[_Track],
+    boxes: np.ndarray,
+    seconds: float,
+    vectors: np.ndarray | None,
+    config: TrackConfig,
+) -> np.ndarray:
+    """Cost [tracks, faces] of calling a face the next of a track: 0..1, infinite if impossible.
+
+    Source: our choice, after SORT (Bewley 2016: IoU, constant velocity, Hungarian) and DeepSORT
+    (Wojke 2017: appearance); distance relative to size serves where boxes no longer overlap.
+    """
+    if not tracks:
+        return np.zeros((0, len(boxes)))
+    last = np.array([track.box for track in tracks])
+    predicted = np.array([track.predicted(seconds) for track in tracks])
+    passed = np.array([seconds - track.seconds for track in tracks])[:, None]
+    size = np.sqrt(_sizes(last)[:, None] * _sizes(boxes)[None])
+    to_predicted = _apart(predicted, boxes) / size
+    to_last = _apart(last, boxes) / size
+    reach = 0.5 + config.max_speed * passed
+    growth = np.abs(np.log(_sizes(last)[:, None] / _sizes(boxes)[None]))
+    overlap = np.maximum(iou(predicted, boxes), iou(last, boxes))
+    possible = (np.minimum(to_predicted, to_last) <= reach) & (growth <= np.log(config.max_growth))
+    # Crossing faces swap places: the last place alone would swap their tracks.
+    distance = np.minimum((0.75 * to_predicted + 0.25 * to_last) / reach, 1)
+    cost = (
+        0.6 * distance + 0.2 * (1 - overlap) + 0.2 * growth / np.log(max(config.max_growth, 1.01))
+    )
+    if vectors is not None and config.person_distance is not None:
+        means = np.array([track.appearance for track in tracks])
+        unlike = _distances(means, vectors, config.metric) / config.person_distance
+        # A face that turns or laughs looks unlike itself for a moment, but stays where it is.
+        possible &= (unlike <= 1.3) | (overlap >= 0.5)
+        cost = 0.5 * cost + 0.5 * np.minimum(unlike / 2, 1)
+    return np.where(possible, np.minimum(cost, 1), np.inf)
+
+
+def _apart(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(_centres(boxes_a)[:, None] - _centres(boxes_b)[None], axis=2)
+
+
+def _drop_short(
+    faces: Detections,
+    track_ids: np.ndarray,
+    cuts: np.ndarray,
+    frames: Frames | None,
+    min_track_faces: int,
+) -> np.ndarray:
+    """Track ids numbered anew without the short ones."""
+    if not len(track_ids):
+        return track_ids
+    counts = np.bincount(track_ids)
+    sampled = np.unique(faces.frame_index if frames is None else frames.frame_index)
+    shot_lengths = np.bincount(
+        np.searchsorted(cuts, sampled, side="right"), minlength=len(cuts) + 1
+    )
+    first = np.unique(track_ids, return_index=True)[1]
+    shot_of_track = np.searchsorted(cuts, faces.frame_index[first], side="right")
+    keep = counts >= np.minimum(min_track_faces, shot_lengths[shot_of_track])
+    if not keep.any():
+        keep[:] = True
+    renumbered = np.where(keep, np.cumsum(keep) - 1, DROPPED)
+    return renumbered[track_ids]
+
+
+def _join(
+    faces: Detections, appearance: np.ndarray | None, track_ids: np.ndarray, config: TrackConfig
+) -> np.ndarray:
+    """Person of each face."""
+    kept = track_ids >= 0
+    num_tracks = int(track_ids.max(initial=-1)) + 1
+    if num_tracks == 0 or appearance is None or config.person_distance is None:
+        return track_ids.copy()
+    means = np.zeros((num_tracks, appearance.shape[1]), np.float32)
+    np.add.at(means, track_ids[kept], appearance[kept])
+    counts = np.bincount(track_ids[kept], minlength=num_tracks)
+    means /= counts[:, None]
+    first = np.full(num_tracks, np.iinfo(np.int64).max)
+    last = np.full(num_tracks, -1)
+    np.minimum.at(first, track_ids[kept], faces.frame_index[kept])
+    np.maximum.at(last, track_ids[kept], faces.frame_index[kept])
+    together = (first[:, None] <= last[None]) & (first[None] <= last[:, None])
+    distances = _distances(means, means, config.metric)
+    distances[together] = np.inf
+    person_of_track = average_linkage(distances, counts, config.person_distance)
+    return np.where(kept, person_of_track[np.maximum(track_ids, 0)], DROPPED)
+
+
+def average_linkage(distances: np.ndarray, weights: np.ndarray, limit: float) -> np.ndarray:
+    """Cluster of each of n items: int64 [n], 0, 1, ... in the order of their first items.
+
+    Joins the two nearest clusters while their mean distance, items counted by `weights`, is below
+    `limit`. An infinite distance in `distances` [n, n] keeps two items apart for good.
+    """
+    distances = distances.astype(np.float64)
+    np.fill_diagonal(distances, np.inf)
+    weights = weights.astype(np.float64)
+    cluster = np.arange(len(distances))
+    nearest = distances.argmin(1)
+    shortest = distances[np.arange(len(distances)), nearest]
+    while True:
+        a = int(shortest.argmin())
+        if not shortest[a] < limit:
+            break
+        a, b = sorted((a, int(nearest[a])))
+        share = weights[a] / (weights[a] + weights[b])
+        row = share * distances[a] + (1 - share) * distances[b]
+        weights[a] += weights[b]
+        cluster[cluster == b] = a
+        row[a] = np.inf
+        distances[a], distances[:, a] = row, row
+        distances[b], distances[:, b] = np.inf, np.inf
+        stale = np.flatnonzero((nearest == a) | (nearest == b) | (row < shortest))
+        for i in {a, b, *stale.tolist()}:
+            nearest[i] = distances[i].argmin()
+            shortest[i] = distances[i, nearest[i]]
+    return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
+
+
+def prominence(faces: Detections, person_ids: np.ndarray) -> np.ndarray:
+    """Mean area (pixels) x mean score x number of faces of each person: float64 [people].
+
+    Source: our choice of what makes someone the main person of a video.
+    """
+    kept = person_ids >= 0
+    people = person_ids[kept]
+    if not len(people):
+        return np.zeros(0)
+    counts = np.bincount(people)
+    areas = np.bincount(people, _sizes(faces.boxes[kept].astype(np.float64)) ** 2)
+    return areas * np.bincount(people, faces.scores[kept]) / counts
+
+
+def select_people(
+    faces: Detections,
+    person_ids: np.ndarray,
+    policy: Policy,
+    marked_box: Box | None = None,
+    marked_seconds: float | None = None,
+) -> list[int]:
+    """The people of a video that `policy` wants, the most prominent first.
+
+    `main`: the most prominent. `marked`: the one whose faces overlap `marked_box` most (mean IoU,
+    in the frame nearest to `marked_seconds` if that is given), nobody if none does. `all`: all.
+
+    Raises:
+        ValueError: unknown policy, or `marked` without a box.
+    """
+    order = np.argsort(-prominence(faces, person_ids), kind="stable").tolist()
+    if policy == "all" or not order:
+        return order
+    if policy == "main":
+        return order[:1]
+    if policy != "marked" or marked_box is None:
+        raise ValueError(f"face policy `{policy}` needs a face_box, or give main or all")
+    considered = person_ids >= 0
+    if marked_seconds is not None:
+        away = np.where(considered, np.abs(faces.pts_seconds - marked_seconds), np.inf)
+        considered &= away <= away.min() + 1e-9
+    overlap = iou(faces.boxes[considered], np.array([marked_box]))[:, 0]
+    people = person_ids[considered]
+    total = np.bincount(people, overlap, minlength=len(order))
+    mean = total / np.maximum(np.bincount(people, minlength=len(order)), 1)
+    return [int(mean.argmax())] if mean.max() > 0 else []
