@@ -32,9 +32,38 @@ RECIPES: dict[str, Recipe] = {
     "faa": Recipe(model=ModelConfig(name="faa"), train=_BASELINE),
     "caa": Recipe(model=ModelConfig(name="caa"), train=_BASELINE),
     "ffaa": Recipe(model=ModelConfig(name="ffaa"), train=_BASELINE),
+    "qan": Recipe(
+        model=ModelConfig(name="qan", modality="context"),
+        train=TrainConfig(
+            losses=LossConfig(
+                video_weight=0.0,
+                contrastive_weight=1.0,
+                triplet_margin=1.8,
+                triplet_mining="batch_all",
+            ),
+        ),
+    ),
+    "fan_lstm": Recipe(model=ModelConfig(name="fan_lstm", projection_size=512), train=_BASELINE),
+    "vielzeuf": Recipe(
+        model=ModelConfig(name="vielzeuf", projection_size=512, feature_size=256), train=_BASELINE
+    ),
+    "chen": Recipe(model=ModelConfig(name="chen"), train=_BASELINE),
+    "kosti": Recipe(
+        model=ModelConfig(name="kosti", feature_size=256),
+        train=TrainConfig(losses=replace(VIDEO_ONLY, class_weights="log")),
+    ),
+    "attention_clusters": Recipe(
+        model=ModelConfig(name="attention_clusters", projection_size=512),
+        train=TrainConfig(losses=VIDEO_ONLY, learning_rate=1e-3),
+    ),
+    "emotion_fan": Recipe(
+        model=ModelConfig(name="emotion_fan", modality="face", feature_size=512), train=_BASELINE
+    ),
+    "caer_net": Recipe(model=ModelConfig(name="caer_net"), train=_BASELINE),
 }
 """`caan` is the preset `default` and `caan_paper` the preset `paper`: raw scores with a sign-safe
-guard, frame softmax and triplet only, label by the frame classifier on R."""
+guard, frame softmax and triplet only, label by the frame classifier on R. All are trained alike but
+for their losses; QAN's own SGD settings (1e-3, 0.9, 2e-4) fine-tune a network and start none."""
 
 PRESETS = {"default": "caan", "paper": "caan_paper"}
 

@@ -63,7 +63,7 @@ class TrainConfig:
     """cosine (to 0), step (a tenth after two thirds of the epochs) or constant."""
     grad_clip: float = 5.0
     """Greatest norm of the gradient; 0 leaves it alone."""
-    patience_epochs: int = 10
+    patience_epochs: int = 6
     """Epochs without a better validation result before training ends; 0 never ends early."""
     selection: str = "uar"
     """What the best epoch is chosen by, on the validation videos: uar or accuracy."""
@@ -177,6 +177,11 @@ def fit_loader(
     resume: Path | None = None,
 ) -> FitResult:
     """`fit` with training batches from any loader; `train` only serves the class centroids."""
+    if config.losses.frame_weight > 0 and not model.trains_frames:
+        raise InputError(
+            f"option `frame_weight` is {config.losses.frame_weight}, and this head has no frame "
+            "branch to train; set it to 0"
+        )
     device = torch.device(device)
     model.to(device)
     run = _Run(model, config)

@@ -1,38 +1,55 @@
 """Invariants of every head: padding, batch size, order, finite gradients."""
 
+import inspect
+
 import pytest
 import torch
 
 from caan.errors import InputError
-from caan.models import MODELS, FrameBatch, ModelConfig, build_model
+from caan.models import MODELS, EncodedFrames, FrameBatch, ModelConfig, build_model
 from caan.models.attention import normalize_scores
 
-DIM, EMOTIONS = 24, 5
+DIM, EMOTIONS, POOL5 = 24, 5, (6, 3, 3)
+SMALL = {"projection_size": 16, "fusion_size": 20, "feature_size": 12, "recurrent_size": 10}
 
 
 def head_named(name, **options):
-    config = ModelConfig(name=name, **options)
+    accepted = inspect.signature(MODELS[name]).parameters
+    sizes = {key: value for key, value in SMALL.items() if key in accepted}
+    if name == "pool5_attention":
+        sizes |= {"pool5_shape": POOL5, "modality": "context"}
+    config = ModelConfig(name=name, **(sizes | options))
     return build_model(config, face_dim=DIM, context_dim=DIM, num_emotions=EMOTIONS).eval()
 
 
-def frames_of(counts, *, seed=0, width=None):
-    generator = torch.Generator().manual_seed(seed)
-    width = width or max(counts)
-    mask_BT = torch.arange(width)[None] < torch.tensor(counts)[:, None]
-    face = torch.randn(len(counts), width, DIM, generator=generator)
-    context = torch.randn(len(counts), width, DIM, generator=generator)
-    return FrameBatch(face, context, mask_BT)
+def frames_of(counts):
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(counts), max(counts))
+    return FrameBatch(
+        face_BTD=torch.randn(*shape, DIM, generator=generator),
+        context_BTE=torch.randn(*shape, DIM, generator=generator),
+        mask_BT=torch.arange(max(counts))[None] < torch.tensor(counts)[:, None],
+        has_face_BT=torch.ones(shape, dtype=torch.bool),
+        context_pool5_BTCHW=torch.randn(*shape, *POOL5, generator=generator),
+    )
+
+
+def each(frames, change):
+    """The same change to every tensor of a batch."""
+    return FrameBatch(*(None if part is None else change(part) for part in frames))
+
+
+def widened(part):
+    filler = torch.full((len(part), 4, *part.shape[2:]), 9.0).to(part.dtype)
+    return torch.cat([part, filler], dim=1)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_changes_nothing(name):
     head = head_named(name)
     frames = frames_of([7, 3])
-    padded = FrameBatch(
-        torch.cat([frames.face_BTD, torch.full((2, 4, DIM), 9.0)], dim=1),
-        torch.cat([frames.context_BTE, torch.full((2, 4, DIM), -9.0)], dim=1),
-        torch.cat([frames.mask_BT, torch.zeros(2, 4, dtype=torch.bool)], dim=1),
-    )
+    mask_BT = torch.cat([frames.mask_BT, torch.zeros(2, 4, dtype=torch.bool)], dim=1)
+    padded = each(frames, widened)._replace(mask_BT=mask_BT)
     with torch.inference_mode():
         plain, wide = head(frames), head(padded)
     torch.testing.assert_close(wide.video_logits_BK, plain.video_logits_BK)
@@ -49,13 +66,7 @@ def test_a_video_alone_gives_what_it_gives_among_others(name):
     with torch.inference_mode():
         together = head(frames)
         for video, count in enumerate([6, 2, 4]):
-            alone = head(
-                FrameBatch(
-                    frames.face_BTD[video : video + 1, :count],
-                    frames.context_BTE[video : video + 1, :count],
-                    frames.mask_BT[video : video + 1, :count],
-                )
-            )
+            alone = head(each(frames, lambda part, v=video, n=count: part[v : v + 1, :n]))
             torch.testing.assert_close(alone.video_logits_BK[0], together.video_logits_BK[video])
 
 
@@ -64,7 +75,7 @@ def test_order_of_frames_matters_only_where_the_head_says_so(name):
     head = head_named(name)
     frames = frames_of([8])
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    turned = FrameBatch(frames.face_BTD[:, order], frames.context_BTE[:, order], frames.mask_BT)
+    turned = each(frames, lambda part: part[:, order])
     with torch.inference_mode():
         first, second = head(frames).video_logits_BK, head(turned).video_logits_BK
     assert head.keeps_order != torch.allclose(first, second, atol=1e-5)
@@ -77,30 +88,46 @@ def test_encoding_in_pieces_and_pooling_equals_forward(name):
     with torch.inference_mode():
         whole = head(frames)
         pieces = [
-            head.encode(
-                FrameBatch(
-                    frames.face_BTD[:, cut], frames.context_BTE[:, cut], frames.mask_BT[:, cut]
-                )
-            )
+            head.encode(each(frames, lambda part, c=cut: part[:, c]))
             for cut in (slice(0, 4), slice(4, 9))
         ]
-        g_BTF = torch.cat([piece.g_BTF for piece in pieces], dim=1)
-        s_BT = torch.cat([piece.s_BT for piece in pieces], dim=1)
-        embedding_BR, scores_BT = head.pool(g_BTF, s_BT, frames.mask_BT)
-        assert g_BTF.shape[-1] == head.feature_dim
+        encoded = EncodedFrames(*(torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)))
+        embedding_BR, scores_BT = head.pool(encoded.g_BTF, encoded.s_BT, frames.mask_BT)
         torch.testing.assert_close(head.classify(embedding_BR), whole.video_logits_BK)
-        torch.testing.assert_close(scores_BT, whole.scores_BT)
+    assert encoded.g_BTF.shape[-1] == head.feature_dim
+    torch.testing.assert_close(encoded.frame_logits_BTK, whole.frame_logits_BTK)
+    torch.testing.assert_close(scores_BT, whole.scores_BT)
 
 
-@pytest.mark.parametrize("counts", [[1, 1], [500, 1]], ids=["single", "long"])
+@pytest.mark.parametrize("name", [n for n in MODELS if not head_named(n).trains_frames])
+def test_a_head_without_frame_branch_judges_a_frame_like_a_video_of_one(name):
+    head = head_named(name)
+    with torch.inference_mode():
+        output = head(frames_of([1, 1]))
+    torch.testing.assert_close(output.frame_logits_BTK[:, 0], output.video_logits_BK)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_mode_computes_the_same_but_for_dropout(name):
+    if name == "kosti":
+        pytest.skip("batch norm uses the batch in training")
+    options = {"modality_dropout": 0.0} if name == "vielzeuf" else {}
+    head = head_named(name, dropout=0.0, **options)
+    frames = frames_of([5, 2])
+    with torch.inference_mode():
+        still, moving = head(frames), head.train()(frames)
+    torch.testing.assert_close(still.video_logits_BK, moving.video_logits_BK)
+    torch.testing.assert_close(still.embedding_BR, moving.embedding_BR)
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1], [500, 1]], ids=["single", "alone", "long"])
 @pytest.mark.parametrize("equal", [False, True], ids=["random", "all_equal"])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_finite(name, counts, equal):
     head = head_named(name).train()
     frames = frames_of(counts)
     if equal:
-        ones = torch.ones_like(frames.face_BTD)
-        frames = FrameBatch(ones, ones, frames.mask_BT)
+        frames = each(frames, torch.ones_like)._replace(mask_BT=frames.mask_BT)
     output = head(frames)
     loss = sum(part.square().sum() for part in output)
     loss.backward()
@@ -146,10 +173,16 @@ def test_a_learned_vector_stands_for_a_missing_face():
     head = head_named("caan", null_face=True)
     frames = frames_of([3])
     without = frames._replace(has_face_BT=torch.tensor([[True, False, True]]))
-    other = without._replace(face_BTD=without.face_BTD.clone().index_fill_(1, torch.tensor(1), 7.0))
+    other = without._replace(face_BTD=without.face_BTD.index_fill(1, torch.tensor(1), 7.0))
     with torch.inference_mode():
         assert torch.equal(head(without).video_logits_BK, head(other).video_logits_BK)
         assert not torch.equal(head(without).video_logits_BK, head(frames).video_logits_BK)
+
+
+def test_pool5_attention_says_when_maps_are_missing():
+    frames = frames_of([2])._replace(context_pool5_BTCHW=None)
+    with pytest.raises(InputError, match="needs pool5 maps of the context"):
+        head_named("pool5_attention")(frames)
 
 
 def test_standardised_vectors_have_mean_0_and_deviation_1():

@@ -224,6 +224,12 @@ def test_features_of_another_backbone_are_refused():
         fit(head, packed_videos(9), packed_videos(9), QUICK)
 
 
+def test_a_frame_loss_without_a_frame_branch_is_refused():
+    head = build_model(ModelConfig(name="faa"), face_dim=DIM, context_dim=DIM, num_emotions=3)
+    with pytest.raises(InputError, match="no frame branch"):
+        fit(head, packed_videos(9), packed_videos(9), QUICK)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains(name):
     chosen = recipe(name, seed=3)

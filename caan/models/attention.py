@@ -141,6 +141,7 @@ class CAAN(Head):
         super().__init__(
             face_dim=face_dim,
             context_dim=context_dim,
+            num_emotions=num_emotions,
             feature_dim=feature_size,
             null_face=null_face,
         )

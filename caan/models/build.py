@@ -9,14 +9,26 @@ import torch
 
 from caan.errors import InputError
 from caan.models.attention import CAAN
-from caan.models.average import CAA, FAA, FFAA
+from caan.models.average import CAA, FAA, FFAA, ContextFusionNet, EmoticNet
 from caan.models.frames import Head
+from caan.models.pool5 import PoolFiveAttention
+from caan.models.recurrent import LateFusionLSTM, ScoreTree
+from caan.models.weighing import QAN, AdaptiveFusion, AttentionClusters, EmotionFAN
 
 MODELS: dict[str, Callable[..., Head]] = {
     "caan": CAAN,
     "faa": FAA,
     "caa": CAA,
     "ffaa": FFAA,
+    "qan": QAN,
+    "fan_lstm": LateFusionLSTM,
+    "vielzeuf": ScoreTree,
+    "chen": ContextFusionNet,
+    "kosti": EmoticNet,
+    "attention_clusters": AttentionClusters,
+    "emotion_fan": EmotionFAN,
+    "caer_net": AdaptiveFusion,
+    "pool5_attention": PoolFiveAttention,
 }
 
 
@@ -27,7 +39,7 @@ class ModelConfig:
     name: str = "caan"
     """One of MODELS."""
     modality: str = "fusion"
-    """What CAAN or QAN looks at: fusion (face and context), face, context."""
+    """What caan, qan, emotion_fan, pool5_attention look at: fusion (both), face, context."""
     projection_size: int = 1024
     """Size of the projected face and context vectors."""
     fusion: str = "concat_fc"
@@ -48,6 +60,16 @@ class ModelConfig:
     """What the scorer sees: g (eq. 3) or r (Section 5.1)."""
     activation: str = "relu"
     """After projections, fusion and g: relu, tanh, gelu, none (the paper's eqs. are linear)."""
+    recurrent_size: int = 512
+    """State of an LSTM (fan_lstm, vielzeuf)."""
+    face_share: float = 0.5
+    """Share of the face in the mean of two softmaxes, 0 to 1 exclusive (fan_lstm)."""
+    modality_dropout: float = 0.2
+    """Probability that a training video loses a modality (vielzeuf)."""
+    num_clusters: int = 8
+    """Attention units per modality (attention_clusters)."""
+    pool5_shape: tuple[int, int, int] = (512, 7, 7)
+    """Channels, height and width of pool5 maps (pool5_attention)."""
     dropout: float | None = None
     """Share of inputs dropped before fully connected layers; None: the head's own default."""
     null_face: bool = False

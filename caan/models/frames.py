@@ -88,17 +88,27 @@ class Head(nn.Module):
 
     `encode` sees frames one by one and `pool` sees a whole video, so labels do not depend on how
     the video was cut into segments. `keeps_order` says that the order of the frames matters.
+    The mask is a run of True, then padding.
     """
 
     modalities: tuple[str, ...] = ("face", "context")
     keeps_order = False
+    trains_frames = True
+    """Whether frame logits have a branch that a frame loss can train."""
 
     def __init__(
-        self, *, face_dim: int, context_dim: int, feature_dim: int, null_face: bool = False
+        self,
+        *,
+        face_dim: int,
+        context_dim: int,
+        feature_dim: int,
+        num_emotions: int,
+        null_face: bool = False,
     ) -> None:
         """`feature_dim` is the size F of g; `null_face` learns a vector for frames without one."""
         super().__init__()
         self.feature_dim = feature_dim
+        self.num_emotions = num_emotions
         if "face" in self.modalities:
             self.standardize_face = Standardize(face_dim)
             if null_face:
@@ -132,6 +142,19 @@ class Head(nn.Module):
     def classify(self, embedding_BR: Tensor) -> Tensor:
         """Video logits [B, K] from the video feature."""
         raise NotImplementedError
+
+    def frames_alone(self, g_BTF: Tensor, s_BT: Tensor | None = None) -> Tensor:
+        """Frame logits of a head without a frame branch: each frame as a video of its own.
+
+        Zeros while training, where nothing reads them.
+        """
+        one_N1F = g_BTF.flatten(0, 1)[:, None]
+        mask_N1 = torch.ones_like(one_N1F[..., 0], dtype=torch.bool)
+        if self.training:
+            return g_BTF.new_zeros(*g_BTF.shape[:2], self.num_emotions)
+        s_N1 = mask_N1.float() if s_BT is None else s_BT.flatten()[:, None]
+        logits_NK = self.classify(self.pool(one_N1F, s_N1, mask_N1)[0])
+        return logits_NK.view(*g_BTF.shape[:2], -1)
 
     def forward(self, frames: FrameBatch) -> HeadOutput:
         """Frames of B videos -> their emotions with the evidence."""
