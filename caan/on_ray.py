@@ -76,7 +76,8 @@ def start() -> None:
     path = os.pathsep.join(
         part for part in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if part
     )
-    # Without this Ray sets OMP_NUM_THREADS to an actor's logical CPUs, which are fractions here.
+    # Ray's C++ log lines say nothing to the user of an embedded Ray; its errors reach Python.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     env_vars = {"PYTHONPATH": path}
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)

@@ -129,9 +129,9 @@ def extend_plan(
     again: set[str] = set()
     if done is not None and recompute_changed:
         again = _changed_videos(plan, done)
-        done = done.filter(pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again)))))
+        done = done.filter(pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again), pa.string()))))
     new = new_segments(plan, done)
-    first_time = new.filter(pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again)))))
+    first_time = new.filter(pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again), pa.string()))))
     for number, shard_plan in enumerate(
         shards_of(first_time, SHARD_SEGMENTS),
         start=sum(shard.attempt == 0 for shard in shards),
@@ -142,7 +142,7 @@ def extend_plan(
         again |= failed_videos(output, name)
     if again:
         attempt = max(shard.attempt for shard in shards) + 1
-        retried = plan.filter(pc.is_in(plan["video_id"], pa.array(sorted(again))))
+        retried = plan.filter(pc.is_in(plan["video_id"], pa.array(sorted(again), pa.string())))
         column = plan.schema.get_field_index("attempt")
         numbers = pa.array([attempt] * retried.num_rows, pa.int32())
         retried = retried.set_column(column, plan.schema.field(column), numbers)
@@ -182,9 +182,15 @@ def part_files(output: str, name: str) -> list[str]:
 
 
 def latest_segments(
-    output: str, name: str, columns: list[str] | None = None
+    output: str,
+    name: str,
+    columns: list[str] | None = None,
+    *,
+    only: list[str] | None = None,
 ) -> Iterator[pa.Table]:
     """The table's rows file by file, each segment once: the row of its highest attempt.
+
+    `only` names the files to read; they must hold every row of the videos that are wanted.
 
     A video that was retried comes from its latest attempt alone, so a changed file that has fewer
     segments now leaves none of its old ones.
@@ -192,7 +198,7 @@ def latest_segments(
     Raises:
         InputError: there is no such table in `output`.
     """
-    files = part_files(output, name)
+    files = only if only is not None else part_files(output, name)
     if not files:
         raise InputError(
             f"`{output}` has no finished `{name}`: run the job that writes it, or check the path."

@@ -1,0 +1,294 @@
+"""Features -> a model: train a head with Ray Train on one or more workers.
+
+python -m jobs.train --features features/ --output model/
+
+Trains on the manifest's `train` split (all labelled videos where no split is given), holds a part
+of it out for validation, and writes a complete model folder that jobs.label takes.
+"""
+
+import dataclasses
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from caan import checkpoint, config, on_ray, recipes, runs, storage
+from caan.checkpoint import ModelInfo
+from caan.errors import InputError
+from caan.extraction import ExtractionConfig
+from caan.models.build import ModelConfig, build_model
+from caan.packing import PackedVideos, pack_features, split_validation
+from caan.planning import check_manifest
+from caan.schema import label_set_of
+from caan.training import FitResult, TrainConfig, fit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Options of jobs.train."""
+
+    features: str
+    """Output folder of jobs.extract; local or s3://."""
+    output: str
+    """Model folder to write; local or s3://."""
+    manifest: str = ""
+    """Labels and splits from another manifest than the features' own."""
+    split: str = "train"
+    """Split to train on; where the manifest names no splits, all labelled videos."""
+    validation_fraction: float = 0.15
+    """Share of the training videos held out; a `val` split of the manifest is used instead."""
+    preset: Literal["default", "paper"] = "default"
+    """default, or paper: raw scores, frame softmax and triplet only. Other options change it."""
+    shuffle_labels: bool = False
+    """Train on labels dealt out at random: a control that must end at chance."""
+    num_workers: int = 1
+    """Worker processes."""
+    seed: int = 0
+    """Seed of initial weights, batches and the validation part."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The head."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Its training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a run trains on."""
+
+    train: PackedVideos
+    """Training videos."""
+    validation: PackedVideos
+    """Held out of the training split, or the manifest's own validation split."""
+    record: dict[str, Any]
+    """run.json of the features."""
+
+
+def read_data(job: Job) -> Data:
+    """Features and labels, packed and split.
+
+    Raises:
+        InputError: no features, no labels, or an unfinished extraction.
+    """
+    run_file = storage.join(job.features, "run.json")
+    if not storage.exists(run_file):
+        raise InputError(f"`{job.features}` holds no features: it has no run.json.")
+    record = storage.read_json(run_file)
+    if not record.get("is_complete") or record.get("job") != "extract":
+        raise InputError(
+            f"the features in `{job.features}` are not finished: run the same jobs.extract again."
+        )
+    manifest_uri = job.manifest or storage.join(job.features, "manifest.parquet")
+    manifest = check_manifest(storage.read_table(manifest_uri), manifest_uri)
+    labels = [label for label in manifest["label"].to_pylist() if label]
+    if not labels:
+        raise InputError(
+            f"manifest `{manifest_uri}` has no labels: put videos into folders named after their "
+            "emotions, or give a list with a column `label`."
+        )
+    columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
+    packed = pack_features(
+        runs.latest_segments(job.features, "features", columns),
+        manifest,
+        label_set_of(labels),
+        no_face=record["config"]["no_face"],
+    )
+    train = packed.split(job.split) if (packed.splits_V != "").any() else packed
+    if (packed.splits_V == "val").any() and job.split != "val":
+        validation = packed.split("val").usable()
+        train = train.usable()
+    else:
+        train, validation = split_validation(
+            train, fraction=job.validation_fraction, seed=job.seed
+        )
+    if not len(train):
+        raise InputError(
+            f"no video of split `{job.split}` has both a label and a face: there is nothing to "
+            "train on."
+        )
+    if job.shuffle_labels:
+        rng = np.random.default_rng(job.seed)
+        train = dataclasses.replace(train, labels_V=rng.permutation(train.labels_V))
+    return Data(train=train, validation=validation, record=record)
+
+
+def configs_of(job: Job) -> tuple[ModelConfig, TrainConfig]:
+    """The preset with the options that the user changed, seeded."""
+    recipe = recipes.recipe(job.preset, seed=job.seed)
+    model = _changed(ModelConfig(), job.model, recipe.model)
+    train = _changed(TrainConfig(), job.train, recipe.train)
+    return model, dataclasses.replace(train, seed=job.seed)
+
+
+def _changed(default: Any, given: Any, preset: Any) -> Any:
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(given):
+        value, before = getattr(given, item.name), getattr(default, item.name)
+        if dataclasses.is_dataclass(value):
+            changes[item.name] = _changed(before, value, getattr(preset, item.name))
+        elif value != before:
+            changes[item.name] = value
+    return dataclasses.replace(preset, **changes)
+
+
+def model_info(data: Data, model: ModelConfig, train: TrainConfig, temperature: float) -> ModelInfo:
+    """What a model folder must know to label videos by itself."""
+    record = data.record
+    extraction = {
+        name: record["config"][name]
+        for name in (item.name for item in dataclasses.fields(ExtractionConfig))
+        if name in record["config"]
+    }
+    identity = record["identity"]
+    return ModelInfo(
+        model=model,
+        label_set=data.train.label_set,
+        face_dim=data.train.face_dim,
+        context_dim=data.train.context_dim,
+        face_backbone=extraction["face_backbone"],
+        context_backbone=extraction["context_backbone"],
+        face_backbone_identity=identity["face_backbone"],
+        context_backbone_identity=identity["context_backbone"],
+        detector=extraction["detector"],
+        detector_identity=identity["detector"],
+        fps=extraction["fps"],
+        face_policy=extraction["face_policy"],
+        no_face=extraction["no_face"],
+        rule=train.rule,
+        temperature=temperature,
+        extraction=tuple(extraction.items()),
+        training=tuple((name, str(value)) for name, value in config.to_dict(train).items()),
+    )
+
+
+def train_worker(options: dict[str, Any]) -> None:
+    """What each of Ray Train's workers runs."""
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    data: Data = ray.get(options["data"][0])
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
+    head = build_model(
+        options["model"],
+        face_dim=data.train.face_dim,
+        context_dim=data.train.context_dim,
+        num_emotions=len(data.train.label_set),
+        seed=options["train"].seed,
+    )
+
+    def report(metrics: dict[str, float], state: Path | None) -> None:
+        if rank == 0:
+            logging.getLogger("caan").info("epoch %d", metrics["epoch"])
+        kept = ray.train.Checkpoint.from_directory(state) if state else None
+        ray.train.report(metrics, checkpoint=kept)
+
+    result = fit(
+        head,
+        data.train,
+        data.validation,
+        options["train"],
+        report=report,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        saved = None
+        if rank == 0:
+            save_result(Path(folder) / "model", head, data, options, result)
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"epoch": float(len(result.history)), **result.metrics}, checkpoint=saved)
+
+
+def save_result(
+    folder: Path, head: Any, data: Data, options: dict[str, Any], result: FitResult
+) -> None:
+    """A complete model folder."""
+    train: TrainConfig = options["train"]
+    info = model_info(data, options["model"], train, result.temperatures.get(train.rule, 1.0))
+    metrics = {
+        "best_epoch": result.best_epoch,
+        "num_train_videos": len(data.train),
+        "num_validation_videos": len(data.validation),
+        "validation": result.metrics,
+        "temperatures": result.temperatures,
+        "history": result.history,
+    }
+    checkpoint.save_model(
+        folder, head, info, metrics=metrics, centroids_KR=result.centroids_KR
+    )
+
+
+def main(job: Job) -> int:
+    """Train; gives the exit code."""
+    if job.num_workers < 1:
+        raise InputError(f"--num-workers {job.num_workers}: at least 1.")
+    storage.check_writable(job.output)
+    model, train = configs_of(job)
+    data = read_data(job)
+    logger.info(
+        "%d training and %d validation videos of %s; face %d-d, context %d-d",
+        len(data.train),
+        len(data.validation),
+        ", ".join(data.train.label_set),
+        data.train.face_dim,
+        data.train.context_dim,
+    )
+    on_ray.start()
+    use_gpu = on_ray.num_gpus() >= job.num_workers
+    with tempfile.TemporaryDirectory(prefix="caan-train-") as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"data": [ray.put(data)], "model": model, "train": train},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=job.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(name="train", storage_path=scratch),
+        )
+        result = trainer.fit()
+        if result.checkpoint is None:
+            raise RuntimeError("training ended without a model")
+        with result.checkpoint.as_directory() as folder:
+            _publish(Path(folder) / "model", job, data, result)
+    return 0
+
+
+def _publish(folder: Path, job: Job, data: Data, result: Any) -> None:
+    info, model_id = checkpoint.read_info(folder)
+    storage.write_json(
+        str(folder / "run.json"),
+        {
+            "job": "train",
+            "config": config.to_dict(job),
+            "fingerprint": info.fingerprint,
+            "model_id": model_id,
+            "features": {"fingerprint": data.record["fingerprint"]},
+            "versions": runs.versions(),
+        },
+    )
+    storage.copy_folder(folder, job.output)
+    metrics = storage.read_json(storage.join(job.output, "metrics.json"))
+    found = metrics["validation"]
+    logger.info(
+        "%s: best epoch %d of %d, validation %s",
+        job.output,
+        metrics["best_epoch"] + 1,
+        len(metrics["history"]),
+        ", ".join(f"{name} {value:.3f}" for name, value in found.items() if "accuracy" in name),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(on_ray.run_job(Job, main))
