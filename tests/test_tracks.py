@@ -93,6 +93,14 @@ def test_without_identity_every_track_is_a_person():
     assert tracking.person_ids.tolist() == [0] * 10 + [1] * 10
 
 
+def test_any_appearance_helps_where_paths_are_wild():
+    rng = np.random.default_rng(3)
+    seen = [(k, n, *rng.uniform(0, 130, 2)) for k in range(40) for n in "ab"]
+    faces, names = detections(seen, fps=1, with_appearance=True)
+    tracking = follow_faces(faces, frames(40), TrackConfig(max_growth=3))
+    assert groups(tracking.track_ids, names) == [{"a"}, {"b"}]
+
+
 def test_someone_who_takes_the_place_of_another_is_a_new_track():
     seen = [(k, "a" if k < 8 else "b", 100 + (k >= 8) * 30, 100) for k in range(16)]
     faces, names = detections(seen, with_appearance=True)
