@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from caan import evaluation, metrics, plots, storage
-from caan.errors import InputError, StorageError, VideoError
+from caan import evaluation, html_report, metrics, plots, storage
+from caan.errors import StorageError, VideoError
 from caan.evaluation import NO_LABEL, EvaluatedVideo, Row
+from caan.label_run import LabelRun
 from caan.plots import StripFrame
-from caan.schema import (
-    FRAME_SCORES_SCHEMA,
-    LABELS_SCHEMA,
-    MANIFEST_SCHEMA,
-    STATUSES,
-    check_table,
-    table_of,
-)
+from caan.schema import STATUSES
 from caan.video import decode_at
 
 logger = logging.getLogger(__name__)
@@ -41,82 +34,13 @@ class ReportConfig:
     """Videos shown as strips of frames, spread over the predicted emotions."""
     strip_frames: int = 8
     """Frames per strip."""
+    num_timelines: int = 500
+    """Videos with a timeline on the HTML page, chosen as the strips are."""
     thumbnail_pixels: int = 320
     """Longer side of a strip's pictures."""
     spool_bytes: int = 256 << 20
     """S3 videos up to this size are copied to local disk for their strip; larger ones are read by
     ranges."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelRun:
-    """What a run of jobs.label left behind."""
-
-    labels: pa.Table
-    """LABELS_SCHEMA."""
-    run: dict[str, Any]
-    """Its run.json; empty for a table written by hand."""
-    folder: str
-    """Where `frame_scores/` lies, if anywhere."""
-
-    def frame_scores(self, video_ids: Sequence[str]) -> pa.Table:
-        """FRAME_SCORES_SCHEMA, the rows of these videos only; empty where the run wrote none."""
-        folder = storage.join(self.folder, "frame_scores")
-        if not video_ids or not storage.exists(folder):
-            return table_of([], FRAME_SCORES_SCHEMA)
-        wanted = pc.field("video_id").isin(list(video_ids))
-        tables = []
-        for file in storage.list_files(folder):
-            if file.uri.endswith(".parquet"):
-                fs, inner = storage.filesystem(file.uri)
-                with storage.explained(file.uri, "reading"):
-                    tables.append(pq.read_table(inner, filesystem=fs, filters=wanted))
-        tables = [check_table(table, FRAME_SCORES_SCHEMA, folder) for table in tables]
-        return pa.concat_tables(tables or [table_of([], FRAME_SCORES_SCHEMA)])
-
-
-def read_label_run(path: str) -> LabelRun:
-    """The output folder of jobs.label, its `labels/` folder, or one Parquet table of labels.
-
-    Raises:
-        InputError: nothing is there, or it has no `video_id`.
-    """
-    if not storage.exists(path):
-        raise InputError(
-            f"nothing is at `{storage.redact(path)}`: --labels takes the folder that jobs.label "
-            "wrote, or a Parquet file of labels."
-        )
-    inner = storage.join(path, "labels")
-    if storage.exists(inner):
-        tables, folder = inner, path
-    else:
-        tables, folder = path, storage.normalise(path).rpartition("/")[0]
-    run_path = storage.join(folder, "run.json")
-    run = storage.read_json(run_path) if storage.exists(run_path) else {}
-    table = check_table(storage.read_table(tables), LABELS_SCHEMA, f"the labels at `{tables}`")
-    return LabelRun(labels=table, run=run, folder=folder)
-
-
-def read_manifest(path: str, split: str = "") -> pa.Table:
-    """MANIFEST_SCHEMA; of one split if named.
-
-    Raises:
-        InputError: nothing is there, it is no manifest, or no row is in the split.
-    """
-    if not storage.exists(path):
-        raise InputError(
-            f"no manifest is at `{storage.redact(path)}`: --manifest takes what jobs.index wrote."
-        )
-    manifest = check_table(storage.read_table(path), MANIFEST_SCHEMA, f"the manifest at `{path}`")
-    if not split:
-        return manifest
-    chosen = manifest.filter(pc.field("split") == split)
-    if not chosen.num_rows:
-        splits = sorted(name for name in manifest["split"].unique().to_pylist() if name)
-        raise InputError(
-            f"no manifest row has the split `{split}`; there are {', '.join(splits) or 'none'}."
-        )
-    return chosen
 
 
 def write_report(
@@ -142,6 +66,10 @@ def write_report(
     storage.write_bytes(storage.join(output, "labels.csv"), labels_csv(videos, emotions).encode())
     storage.write_bytes(
         storage.join(output, "report.md"), report_markdown(figures, strips).encode()
+    )
+    storage.write_bytes(
+        storage.join(output, "report.html"),
+        report_page(output, videos, figures, label_run, strips, config).encode(),
     )
     storage.write_json(storage.join(output, "metrics.json"), figures)
     return figures
@@ -186,28 +114,70 @@ def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[
     figures["pictures"] = sorted(pictures)
 
 
+def report_page(
+    output: str,
+    videos: Sequence[EvaluatedVideo],
+    figures: Mapping[str, Any],
+    label_run: LabelRun,
+    strips: Sequence["Strip"],
+    config: ReportConfig,
+) -> str:
+    """The HTML page, with timelines of as many videos as the config says."""
+    chosen = choose_videos(videos, figures["label_set"], config.num_timelines)
+    video_ids = [video.row["video_id"] for video in chosen]
+    return html_report.build_page(
+        videos,
+        figures,
+        frame_scores=label_run.frame_scores(video_ids),
+        windows=label_run.windows(video_ids),
+        strips={strip.video_id: strip.frames for strip in strips},
+        previews=label_run.previews(output),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A strip that was written."""
+
+    video_id: str
+    """The video."""
+    path: str
+    """Its PNG, relative to the report."""
+    title: str
+    """File name, prediction and truth."""
+    frames: list[dict[str, Any]]
+    """The frames for the HTML page (`html_report.strip_data`)."""
+
+
 def write_strips(
     output: str,
     videos: Sequence[EvaluatedVideo],
     label_run: LabelRun,
     emotions: Sequence[str],
     config: ReportConfig,
-) -> dict[str, str]:
-    """Write `strips/<video_id>.png` for the chosen videos; gives each one's title by its path."""
+) -> list[Strip]:
+    """Write `strips/<video_id>.png` for the chosen videos."""
     storage.delete(storage.join(output, "strips"))  # those of an earlier report
     chosen = choose_videos(videos, emotions, config.num_strips)
     scores: dict[str, list[Row]] = defaultdict(list)
     table = label_run.frame_scores([video.row["video_id"] for video in chosen])
     for score in table.sort_by("pts_seconds").to_pylist():
         scores[score["video_id"]].append(score)
-    strips = {}
+    strips = []
     for video in chosen:
         frames = strip_frames(video, scores[video.row["video_id"]], config)
         if frames:
             path = f"strips/{video.row['video_id']}.png"
             title = strip_title(video)
             storage.write_bytes(storage.join(output, path), plots.strip_plot(frames, title))
-            strips[path] = title
+            strips.append(
+                Strip(
+                    video_id=video.row["video_id"],
+                    path=path,
+                    title=title,
+                    frames=html_report.strip_data(frames),
+                )
+            )
     return strips
 
 
@@ -313,7 +283,7 @@ def labels_csv(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> str
     return buffer.getvalue()
 
 
-def report_markdown(figures: Mapping[str, Any], strips: Mapping[str, str]) -> str:
+def report_markdown(figures: Mapping[str, Any], strips: Sequence[Strip]) -> str:
     """The report as Markdown; pictures and strips by relative path."""
     of_split = f" of the split `{figures['split']}`" if figures["split"] else ""
     lines = ["# Report", "", f"{figures['num_videos']} videos{of_split}.", ""]
@@ -350,8 +320,9 @@ def report_markdown(figures: Mapping[str, Any], strips: Mapping[str, str]) -> st
             "score of the strip.",
             "",
         ]
-        for path, title in strips.items():
-            lines += [f"![{title.replace('[', '(').replace(']', ')')}]({path})", ""]
+        for strip in strips:
+            title = strip.title.replace("[", "(").replace("]", ")")
+            lines += [f"![{title}]({strip.path})", ""]
     return "\n".join(lines)
 
 

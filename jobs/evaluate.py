@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 
-from caan import config, on_ray, report, storage
+from caan import config, label_run, on_ray, report, storage
 from caan.errors import InputError
 from caan.report import ReportConfig
 
@@ -42,24 +42,24 @@ def main(job: Job) -> int:
     options = ReportConfig(
         split=job.split, num_strips=job.num_strips, strip_frames=job.strip_frames
     )
-    label_run = report.read_label_run(job.labels)
-    manifest = report.read_manifest(job.manifest, job.split)
+    run = label_run.read_label_run(job.labels)
+    manifest = label_run.read_manifest(job.manifest, job.split)
     storage.check_writable(job.output)
-    figures = report.write_report(job.output, manifest, label_run, options)
+    figures = report.write_report(job.output, manifest, run, options)
     storage.write_json(
         storage.join(job.output, "run.json"),
         {
             "job": "evaluate",
             "config": config.to_dict(job),
             "fingerprint": config.fingerprint(config.to_dict(job)),
-            "labels_run": label_run.run,
+            "labels_run": run.run,
             "num_videos": figures["num_videos"],
             "statuses": figures["statuses"],
             "seconds": round(time.perf_counter() - start_seconds, 3),
         },
     )
     logger.info("%s", report.summary_line(figures))
-    logger.info("report: %s", storage.join(job.output, "report.md"))
+    logger.info("report: %s", storage.join(job.output, "report.html"))
     return 0
 
 

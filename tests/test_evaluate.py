@@ -39,7 +39,7 @@ def test_labels_by_hand_give_a_report_of_one_split(tmp_path: Path) -> None:
     assert figures["all_videos"]["accuracy"] == pytest.approx(1 / 3)
     assert figures["predicted_videos"]["accuracy"] == pytest.approx(1 / 2)
     assert storage.read_json(f"{output}/run.json")["config"]["split"] == "test"
-    assert f"{output}/report.md" in done.stderr + done.stdout
+    assert f"{output}/report.html" in done.stderr + done.stdout
 
 
 def test_a_split_that_is_not_there_ends_with_one_sentence_and_code_2(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from caan import evaluation, plots, report, storage
+from caan import evaluation, label_run, plots, report, storage
 from caan.errors import InputError
 from caan.report import ReportConfig
 from caan.schema import (
@@ -84,8 +84,8 @@ def build(folder: Path, config: ReportConfig | None = None) -> dict:
     config = config or ReportConfig(num_strips=3, strip_frames=3)
     return report.write_report(
         str(folder / "report"),
-        report.read_manifest(str(folder / "manifest.parquet"), config.split),
-        report.read_label_run(str(folder / "run")),
+        label_run.read_manifest(str(folder / "manifest.parquet"), config.split),
+        label_run.read_label_run(str(folder / "run")),
         config,
     )
 
@@ -122,8 +122,8 @@ def test_the_report_folder_is_whole_and_names_random_weights(label_folder: Path)
 
 
 def test_a_strip_holds_the_frame_of_the_highest_score_in_time_order(label_folder: Path) -> None:
-    run = report.read_label_run(str(label_folder / "run"))
-    manifest = report.read_manifest(str(label_folder / "manifest.parquet"))
+    run = label_run.read_label_run(str(label_folder / "run"))
+    manifest = label_run.read_manifest(str(label_folder / "manifest.parquet"))
     video = evaluation.join_labels(manifest, run.labels, run.frame_scores([]), EMOTIONS)[0]
     scores = run.frame_scores(["a"]).to_pylist()
     frames = report.strip_frames(video, scores, ReportConfig(strip_frames=3))
