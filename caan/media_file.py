@@ -166,46 +166,74 @@ class MediaFile:
     def pictures(self, is_unneeded: IsUnneeded | None = None) -> Iterator[tuple[int, VideoFrame]]:
         """(pts, picture) from here on, with rising pts, perhaps without those that are not needed.
 
-        Packets before the first good picture may be damaged (a recording may begin anywhere);
-        after it, damage raises `DecodeFailed`.
+        Packets before the first good one may be damaged (a recording may begin anywhere). Damage
+        after it ends the video: all pictures shown before it come, then `DecodeFailed`.
         """
-        context = self.stream.codec_context
-        may_skip = is_unneeded is not None and context.name in _SKIPPING_CODECS
-        sent_pts: deque[int] = deque(maxlen=32)
         last_pts: int | None = None
         step = round(1 / (self.stream.average_rate or 25) / self.time_base)
         limit = MAX_STILL_SECONDS / self.time_base
-        for packet in self.packets():
-            if self._needs_key and packet.size and not packet.is_keyframe:
+        for frame in self._decode(is_unneeded):
+            shown_at = next((pts for pts in (frame.pts, frame.dts) if pts is not None), None)
+            if shown_at is None:
+                shown_at = 0 if last_pts is None else last_pts + step
+            if frame.is_corrupt or (last_pts is not None and shown_at < last_pts):
                 continue
-            self._needs_key = False
-            pts = packet.pts
-            if may_skip and is_unneeded is not None and pts is not None:
-                unneeded = any(is_unneeded(pts, later) for later in sent_pts)
-                context.skip_frame = "NONREF" if unneeded else "DEFAULT"
-                sent_pts.append(pts)
-            try:
-                frames = packet.decode()
-            except FFmpegError as error:
-                if last_pts is None and not isinstance(error, MemoryError):
+            if last_pts is not None and shown_at - last_pts > limit:
+                raise DecodeFailed(f"timestamps jump from {last_pts} to {shown_at}")
+            last_pts = shown_at
+            yield shown_at, frame
+
+    def _decode(self, is_unneeded: IsUnneeded | None) -> Iterator[VideoFrame]:
+        context = self.stream.codec_context
+        if context.name not in _SKIPPING_CODECS:
+            is_unneeded = None
+        sent_pts: deque[int] = deque(maxlen=32)
+        has_begun = False
+        pts = None
+        try:
+            for packet in self.packets():
+                if self._needs_key and packet.size and not packet.is_keyframe:
                     continue
-                raise as_video_error(error, DecodeFailed, f"damaged at pts {pts}") from error
-            for frame in frames:
-                shown_at = next((p for p in (frame.pts, frame.dts) if p is not None), None)
-                if shown_at is None:
-                    shown_at = 0 if last_pts is None else last_pts + step
-                if frame.is_corrupt or (last_pts is not None and shown_at < last_pts):
+                self._needs_key = False
+                pts = packet.pts
+                if is_unneeded is not None and pts is not None:
+                    # Pictures that no other refers to need not be decoded.
+                    unneeded = any(is_unneeded(pts, later) for later in sent_pts)
+                    context.skip_frame = "NONREF" if unneeded else "DEFAULT"
+                    if not packet.is_discard:
+                        sent_pts.append(pts)
+                try:
+                    frames = packet.decode()
+                except FFmpegError as error:
+                    if has_begun or isinstance(error, MemoryError):
+                        raise as_video_error(error, DecodeFailed, f"damaged at {pts}") from error
                     continue
-                if last_pts is not None and shown_at - last_pts > limit:
-                    raise DecodeFailed(f"timestamps jump from {last_pts} to {shown_at}")
-                last_pts = shown_at
-                yield shown_at, frame
+                has_begun = True
+                yield from frames
+        except DecodeFailed as error:
+            if isinstance(error.__cause__, FFmpegError):
+                yield from self._pictures_held_back(pts)
+            raise
+
+    def _pictures_held_back(self, damaged_pts: int | None) -> list[VideoFrame]:
+        """What the decoder still holds of the time before the damage."""
+        try:
+            held = self.stream.codec_context.decode(None)
+        except FFmpegError:
+            return []
+        return [
+            frame
+            for frame in held
+            if damaged_pts is None or (frame.pts is not None and frame.pts <= damaged_pts)
+        ]
 
     def pictures_from(
         self, pts: int, start_pts: int, is_unneeded: IsUnneeded | None = None
     ) -> Iterator[tuple[int, VideoFrame]]:
         """As `pictures`, beginning with one at or before `pts`, unless that is the very first."""
-        back, second = 0, round(1 / self.time_base)
+        second = round(1 / self.time_base)
+        # In a program stream few packets have a time, and a seek makes up the first ones.
+        back = 10 * second if self.container.format.name == "mpeg" else 0
         while pts - back > start_pts and self.seek(pts - back):
             pictures = self.pictures(is_unneeded)
             first = next(pictures, None)

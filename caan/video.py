@@ -16,7 +16,14 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from caan.errors import DecodeFailed
-from caan.media_file import MAX_PIXELS, MediaFile, Source, as_video_error, orientation
+from caan.media_file import (
+    MAX_PIXELS,
+    MAX_STILL_SECONDS,
+    MediaFile,
+    Source,
+    as_video_error,
+    orientation,
+)
 
 try:
     import decord
@@ -147,8 +154,7 @@ def sample_frames(
         grid = _Grid.make(fps, start_pts, reader.time_base, first_index, num_frames)
         painter = _Painter(max_side_pixels)
         if decoder == "decord" or (decoder == "auto" and first_index == 0):
-            # decord reads a file's packets to open it, and may skip wrongly in long ones: it reads
-            # from the start only, and later segments are PyAV's.
+            # To open a file decord reads all its packets: too dear for each segment of many.
             refusal = _why_not_decord(reader, first, limit_bytes=decoder == "auto")
             if decoder == "decord" and refusal:
                 raise ValueError(f"decord cannot decode this video: {refusal}")
@@ -233,21 +239,29 @@ class _Grid:
         return pts < later_pts and (later_pts - self.start_pts) * self.num <= index * self.den
 
     def select(self, timed: Iterator[tuple[int, Item]]) -> Iterator[tuple[int, int, Item]]:
-        """(index, pts, item) for every grid index, from (pts, item) in order of time."""
-        index, shown = self.first_index, None
-        for pts, item in timed:
-            if shown is not None:
-                while index < self.index_at(pts) and index != self.end_index:
-                    yield index, *shown
-                    index += 1
-            if index == self.end_index:
-                return
-            shown = pts, item
+        """(index, pts, item) for every grid index, from (pts, item) in order of time.
+
+        Where `timed` raises `DecodeFailed`, what was shown until then comes before the error.
+        """
+        index, shown, failure = self.first_index, None, None
+        try:
+            for pts, item in timed:
+                if shown is not None:
+                    while index < self.index_at(pts) and index != self.end_index:
+                        yield index, *shown
+                        index += 1
+                if index == self.end_index:
+                    return
+                shown = pts, item
+        except DecodeFailed as error:
+            failure = error
         if shown is not None:
             last_index = (shown[0] - self.start_pts) * self.num // self.den
             while index <= last_index and index != self.end_index:
                 yield index, *shown
                 index += 1
+        if failure is not None and index != self.end_index:
+            raise failure
 
 
 class _Painter:
@@ -321,6 +335,8 @@ def _decord_frames(reader: MediaFile, grid: _Grid, painter: _Painter) -> Iterato
         raise DecodeFailed("decord's clock differs from PyAV's")
     if not all_pts or all_pts[0] != grid.start_pts:
         raise DecodeFailed("the first packets give no picture")
+    if max(np.diff(seconds), default=0) > MAX_STILL_SECONDS:
+        raise DecodeFailed("timestamps jump")
     position, picture = -1, np.empty(0)
     for index, pts, wanted in grid.select((pts, i) for i, pts in enumerate(all_pts)):
         try:
