@@ -1,0 +1,150 @@
+"""Random changes of small grey face pictures: what lies between FER2013 and crops of real videos.
+
+All functions take and give float32 [B, 1, H, W] in 0..255 and draw from torch's global generator.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _uniform(count: int, low: float, high: float) -> Tensor:
+    return torch.rand(count) * (high - low) + low
+
+
+def _chosen(count: int, share: float) -> Tensor:
+    return torch.rand(count) < share
+
+
+def warp(faces_B1HW: Tensor, size_pixels: int, strength: float) -> Tensor:
+    """Faces cropped anew: tighter or looser, shifted, turned, mirrored, seen from a side.
+
+    A crop of a detector's box, made 1.2 times as large and square, shows 0.85 to 1.45 times the
+    side of a FER2013 picture. What lies outside is the edge drawn on, a flat grey, or a part of
+    another picture.
+    """
+    count = len(faces_B1HW)
+    scale = torch.exp(_uniform(count, math.log(0.8), math.log(1.5)) * strength)
+    stretch = torch.exp(torch.randn(count) * 0.06 * strength)
+    turn = torch.randn(count).clamp(-3, 3) * math.radians(12) * strength
+    mirror = torch.where(_chosen(count, 0.5), -1.0, 1.0)
+    line = (torch.arange(size_pixels) + 0.5) / size_pixels * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    x, y = x[None], y[None]
+    tilt_x, tilt_y = torch.randn(2, count, 1, 1) * 0.10 * strength
+    depth = (1 + tilt_x * x + tilt_y * y).clamp(0.5)
+    bend = torch.randn(count, 1, 1) * 0.08 * strength
+    x, y = (x + bend * (1 - x * x)) / depth, y / depth
+    cos, sin = (turn.cos() * scale)[:, None, None], (turn.sin() * scale)[:, None, None]
+    shift_x, shift_y = torch.randn(2, count, 1, 1).clamp(-2.5, 2.5) * 0.07 * strength
+    across = (cos * x - sin * y) * (stretch * mirror)[:, None, None] + shift_x
+    down = (sin * x + cos * y) / stretch[:, None, None] + shift_y
+    grid = torch.stack([across, down], dim=3)
+    warped = functional.grid_sample(faces_B1HW, grid, padding_mode="border", align_corners=False)
+    outside = (grid.abs() > 1).any(3)[:, None]
+    flat = _uniform(count, 0, 255)[:, None, None, None].expand_as(warped)
+    other = functional.interpolate(
+        faces_B1HW.roll(1, 0)[:, :, 8:24, 8:24], size=(size_pixels, size_pixels), mode="bilinear"
+    )
+    kind = torch.rand(count)[:, None, None, None]
+    warped = torch.where(outside & (kind < 0.25), flat, warped)
+    return torch.where(outside & (kind > 0.7), other, warped)
+
+
+def lose_detail(faces_B1HW: Tensor) -> Tensor:
+    """Faces of lower resolution, blurred, or sharpened (real crops are sharper than 48 pixels)."""
+    side = faces_B1HW.shape[-1]
+    order = torch.randperm(len(faces_B1HW)).chunk(8)
+    faces = faces_B1HW.clone()
+    for part in order[:2]:
+        small = int(torch.randint(14, 40, ()))
+        low = functional.interpolate(
+            faces[part], size=(small, small), mode="bilinear", antialias=True
+        )
+        mode = "bilinear" if torch.rand(()) < 0.5 else "bicubic"
+        faces[part] = functional.interpolate(low, size=(side, side), mode=mode).clamp(0, 255)
+    faces[order[2]] = blur(faces[order[2]], float(_uniform(1, 0.5, 2.5)) * side / 48)
+    for part in order[3:5]:
+        soft = blur(faces[part], 1.0 * side / 48)
+        amount = _uniform(len(part), 0.3, 2.0)[:, None, None, None]
+        faces[part] = (faces[part] + amount * (faces[part] - soft)).clamp(0, 255)
+    return faces
+
+
+def blur(faces_B1HW: Tensor, sigma_pixels: float) -> Tensor:
+    """Faces after a Gaussian blur."""
+    radius = max(1, round(2.5 * sigma_pixels))
+    line = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (line / sigma_pixels) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(faces_B1HW, (radius,) * 4, mode="replicate")
+    return functional.conv2d(
+        functional.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None]
+    )
+
+
+def relight(faces_B1HW: Tensor) -> Tensor:
+    """Faces under other light: gamma, contrast, light from a side, darkness."""
+    count, side = len(faces_B1HW), faces_B1HW.shape[-1]
+    gamma = torch.exp(torch.randn(count) * 0.35)[:, None, None, None]
+    faces = (faces_B1HW / 255).clamp(1e-4) ** gamma
+    contrast = torch.exp(torch.randn(count) * 0.25)[:, None, None, None]
+    offset = (torch.randn(count) * 0.12)[:, None, None, None]
+    faces = ((faces - 0.5) * contrast + 0.5 + offset).clamp(0, 1)
+    line = torch.linspace(-1, 1, side)
+    angle = (torch.rand(count) * 2 * math.pi)[:, None, None]
+    slope = (_uniform(count, 0, 0.7) * _chosen(count, 0.4))[:, None, None]
+    ramp = 1 + slope * (angle.cos() * line[None, None] + angle.sin() * line[None, :, None])
+    faces = (faces * ramp[:, None]).clamp(0, 1)
+    dim = torch.where(_chosen(count, 0.25), _uniform(count, 0.12, 0.7), 1.0)
+    return faces * dim[:, None, None, None] * 255
+
+
+def compress(faces_B1HW: Tensor) -> Tensor:
+    """Faces as a video codec leaves them: noise, and 8x8 blocks with coarse coefficients."""
+    count, _, side, _ = faces_B1HW.shape
+    level = _uniform(count, 0, 6) * _chosen(count, 0.5)
+    faces = faces_B1HW + torch.randn_like(faces_B1HW) * level[:, None, None, None]
+    part = torch.randperm(count)[: count // 4]
+    line = torch.arange(8)
+    basis = torch.cos((2 * line[None] + 1) * line[:, None] * math.pi / 16) * 0.5
+    basis[0] /= math.sqrt(2)
+    blocks = faces[part].unfold(2, 8, 8).unfold(3, 8, 8)
+    step = (4 + 3 * (line[:, None] + line[None])) * _uniform(len(part), 0.5, 4)[:, None, None]
+    step = step[:, None, None, None]
+    coded = ((basis @ blocks @ basis.T) / step).round() * step
+    back = (basis.T @ coded @ basis).permute(0, 1, 2, 4, 3, 5).reshape(len(part), 1, side, side)
+    faces[part] = back
+    return faces.clamp(0, 255)
+
+
+def cover(faces_B1HW: Tensor, share: float) -> Tensor:
+    """Faces of which `share` have a rectangle covered by a grey, by noise or by another face."""
+    count, side = len(faces_B1HW), faces_B1HW.shape[-1]
+    line = torch.arange(side)
+    width, height = _uniform(count, 0.12, 0.5) * side, _uniform(count, 0.12, 0.45) * side
+    left, top = torch.rand(count) * (side - width), torch.rand(count) * (side - height)
+    columns = (line >= left[:, None]) & (line < (left + width)[:, None])
+    rows = (line >= top[:, None]) & (line < (top + height)[:, None])
+    inside = (rows[:, :, None] & columns[:, None])[:, None]
+    inside = inside & _chosen(count, share)[:, None, None, None]
+    grey = _uniform(count, 0, 255)[:, None, None, None].expand_as(faces_B1HW)
+    kind = torch.rand(count)[:, None, None, None]
+    filling = torch.where(kind < 0.6, grey, faces_B1HW.roll(1, 0).flip(2))
+    filling = torch.where(kind > 0.85, torch.rand_like(faces_B1HW) * 255, filling)
+    return torch.where(inside, filling, faces_B1HW)
+
+
+def augment(faces_B1HW: Tensor, size_pixels: int, strength: float = 1.0) -> Tensor:
+    """Training pictures float [B, 1, size, size] in 0..255 of faces [B, 1, 48, 48].
+
+    A fifth of them, at random, stay nearly as they were.
+    """
+    count = len(faces_B1HW)
+    plain = count // 5
+    easy = warp(faces_B1HW[:plain], size_pixels, 0.35 * strength)
+    hard = warp(faces_B1HW[plain:], size_pixels, strength)
+    hard = compress(cover(relight(lose_detail(hard)), 0.3 * strength))
+    return torch.cat([easy, hard])

