@@ -252,7 +252,8 @@ class MediaFile:
             if picture.width * picture.height > MAX_PIXELS:
                 raise TooLarge(f"pictures of {picture.width}x{picture.height} are not decoded")
             return pts, picture
-        raise DecodeFailed("no picture can be decoded")
+        # Some decoders alone know the size, and refuse without saying why.
+        raise DecodeFailed(f"no picture can be decoded: damaged, or larger than {MAX_PIXELS} px")
 
     def last_pts(self, start_pts: int) -> int:
         """The last packet's presentation time: at the header's end, or else by reading them all."""
