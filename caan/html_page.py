@@ -208,10 +208,12 @@ function seek(detail, seconds) {
 
 function timeline(row, detail) {
   const { windows, times, scores, labels, end } = row.person;
-  const last = Math.max(row.video.duration || 0, end || 0, times.length ? times.at(-1) : 0) || 1;
+  const gap = times.length > 1 ? (times.at(-1) - times[0]) / (times.length - 1) : 1;
+  const last = Math.max(row.video.duration || 0, end || 0,
+    times.length ? times.at(-1) + gap : 0) || 1;
   const chart = svg("svg", { viewBox: "0 0 1000 96", class: "timeline",
     preserveAspectRatio: "none" });
-  const highest = Math.max(1e-9, ...scores), width = Math.max(1.5, 700 / (times.length || 1));
+  const highest = Math.max(1e-9, ...scores), width = Math.max(1.5, 900 * gap / last);
   windows.forEach(([start, stop, label, confidence]) => {
     const part = svg("rect", { x: 1000 * start / last, y: 76, height: 14, fill: colour(label),
       width: Math.max(1, 1000 * (stop - start) / last - 1), opacity: 0.35 + 0.65 * confidence });
@@ -221,7 +223,7 @@ function timeline(row, detail) {
   });
   times.forEach((time, i) => {
     const height = 68 * scores[i] / highest, name = D.emotions[labels[i]] || "";
-    const part = svg("rect", { x: Math.min(1000 - width, 1000 * time / last), y: 70 - height,
+    const part = svg("rect", { x: 1000 * time / last, y: 70 - height,
       width, height, fill: colour(name) });
     part.append(svg("title", {}, `${clock(time)} ${name}, emotion score ${scores[i].toFixed(3)}`));
     chart.append(part);

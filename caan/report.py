@@ -3,10 +3,9 @@
 import csv
 import io
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan import evaluation, html_report, metrics, plots, storage
-from caan.errors import StorageError, VideoError
 from caan.evaluation import NO_LABEL, EvaluatedVideo, Row
 from caan.label_run import LabelRun
-from caan.plots import StripFrame
 from caan.schema import STATUSES
-from caan.video import decode_at
-
-logger = logging.getLogger(__name__)
+from caan.strips import StripConfig, StripMaker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +27,10 @@ class ReportConfig:
     """Only the manifest rows of this split; empty: all."""
     num_strips: int = 12
     """Videos shown as strips of frames, spread over the predicted emotions."""
-    strip_frames: int = 8
-    """Frames per strip."""
+    strips: StripConfig = field(default_factory=StripConfig)
+    """How the strips are made."""
     num_timelines: int = 500
     """Videos with a timeline on the HTML page, chosen as the strips are."""
-    thumbnail_pixels: int = 320
-    """Longer side of a strip's pictures."""
-    spool_bytes: int = 256 << 20
-    """S3 videos up to this size are copied to local disk for their strip; larger ones are read by
-    ranges."""
 
 
 def write_report(
@@ -159,25 +149,22 @@ def write_strips(
     """Write `strips/<video_id>.png` for the chosen videos."""
     storage.delete(storage.join(output, "strips"))  # those of an earlier report
     chosen = choose_videos(videos, emotions, config.num_strips)
-    scores: dict[str, list[Row]] = defaultdict(list)
-    table = label_run.frame_scores([video.row["video_id"] for video in chosen])
-    for score in table.sort_by("pts_seconds").to_pylist():
-        scores[score["video_id"]].append(score)
+    video_ids = [video.row["video_id"] for video in chosen]
+    scores: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for score in label_run.frame_scores(video_ids).sort_by("pts_seconds").to_pylist():
+        scores[score["video_id"], score["person_id"]].append(score)
     strips = []
-    for video in chosen:
-        frames = strip_frames(video, scores[video.row["video_id"]], config)
-        if frames:
-            path = f"strips/{video.row['video_id']}.png"
-            title = strip_title(video)
+    with StripMaker(config.strips) as maker:
+        for video in chosen:
+            assert video.scored is not None
+            video_id = video.row["video_id"]
+            frames = maker.frames(video.row, scores[video_id, video.scored["person_id"]])
+            if not frames:
+                continue
+            path, title = f"strips/{video_id}.png", strip_title(video)
             storage.write_bytes(storage.join(output, path), plots.strip_plot(frames, title))
-            strips.append(
-                Strip(
-                    video_id=video.row["video_id"],
-                    path=path,
-                    title=title,
-                    frames=html_report.strip_data(frames),
-                )
-            )
+            data = html_report.strip_data(frames)
+            strips.append(Strip(video_id=video_id, path=path, title=title, frames=data))
     return strips
 
 
@@ -191,63 +178,6 @@ def choose_videos(
         queues.append(sorted(found, key=lambda v: -evaluation.confidences([v])[0]))
     rounds = range(max((len(queue) for queue in queues), default=0))
     return [queue[i] for i in rounds for queue in queues if i < len(queue)][:count]
-
-
-def strip_frames(
-    video: EvaluatedVideo, scores: Sequence[Row], config: ReportConfig
-) -> list[StripFrame]:
-    """The scored person's frames for a strip: even over time, the highest score among them."""
-    assert video.scored is not None
-    mine = [score for score in scores if score["person_id"] == video.scored["person_id"]]
-    if not mine:
-        return []
-    places = sorted({round(i) for i in np.linspace(0, len(mine) - 1, config.strip_frames)})
-    highest = max(range(len(mine)), key=lambda i: mine[i]["emotion_score"] or 0.0)
-    places[int(np.argmin([abs(place - highest) for place in places]))] = highest
-    shown = [mine[i] for i in places]
-    pictures = thumbnails(video.row, [score["pts_seconds"] for score in shown], config)
-    return [
-        StripFrame(
-            picture=picture,
-            pts_seconds=score["pts_seconds"],
-            emotion_score=score["emotion_score"] or 0.0,
-            label=most_probable(score),
-            box=_relative_box(score["box"], video.row),
-        )
-        for score, picture in zip(shown, pictures, strict=True)
-    ]
-
-
-def most_probable(score: Row) -> str:
-    """The emotion with the highest probability in a row; empty without probabilities."""
-    probabilities = dict(score["probabilities"] or ())
-    return max(probabilities, key=lambda name: probabilities[name]) if probabilities else ""
-
-
-def _relative_box(
-    box: Sequence[float] | None, row: Row
-) -> tuple[float, float, float, float] | None:
-    if box is None or not row["width"] or not row["height"]:
-        return None
-    x0, y0, x1, y1 = box
-    return x0 / row["width"], y0 / row["height"], x1 / row["width"], y1 / row["height"]
-
-
-def thumbnails(
-    row: Row, times_seconds: Sequence[float], config: ReportConfig
-) -> list[np.ndarray | None]:
-    """Pictures uint8 [H, W, 3] RGB of a manifest row at these times; None where they fail.
-
-    A video that moved or broke since it was labelled must not cost the report.
-    """
-    try:
-        with storage.spooled(row["uri"], row["size_bytes"] or 0, config.spool_bytes) as path:
-            source = storage.open_ranges(path) if storage.is_s3(path) else path
-            pictures = decode_at(source, times_seconds, max_side_pixels=config.thumbnail_pixels)
-    except (VideoError, StorageError, FileNotFoundError) as error:
-        logger.warning("no pictures of %s: %s", storage.redact(row["uri"]), error)
-        return [None] * len(times_seconds)
-    return list(pictures)
 
 
 def strip_title(video: EvaluatedVideo) -> str:

@@ -11,6 +11,7 @@ import time
 from caan import config, label_run, on_ray, report, storage
 from caan.errors import InputError
 from caan.report import ReportConfig
+from caan.strips import StripConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ def main(job: Job) -> int:
         if getattr(job, name) < (name == "strip_frames"):
             raise InputError(f"--{name.replace('_', '-')} {getattr(job, name)} is too small.")
     options = ReportConfig(
-        split=job.split, num_strips=job.num_strips, strip_frames=job.strip_frames
+        split=job.split,
+        num_strips=job.num_strips,
+        strips=StripConfig(num_frames=job.strip_frames),
     )
     run = label_run.read_label_run(job.labels)
     manifest = label_run.read_manifest(job.manifest, job.split)

@@ -6,10 +6,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+_EXEC = """
+import fcntl, os, sys
+pair = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(pair[0], 3), os.dup2(pair[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""  # the protocol's pipe is file descriptors 3 and 4
 
 
 class Page:
@@ -124,12 +132,13 @@ def open_page() -> Iterator[Page]:
         os.fdopen(write_commands, "wb") as to_browser,
         os.fdopen(read_answers, "rb") as from_browser,
     ):
-        # the protocol's pipe is file descriptors 3 and 4
         browser = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}', chromium]
-            + ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-            + ["--autoplay-policy=no-user-gesture-required", "--mute-audio"]
-            + ["--remote-debugging-pipe", f"--user-data-dir={profile}"],
+            [
+                *(sys.executable, "-c", _EXEC, str(read_commands), str(write_answers), chromium),
+                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+                *("--autoplay-policy=no-user-gesture-required", "--mute-audio"),
+                *("--remote-debugging-pipe", f"--user-data-dir={profile}"),
+            ],
             pass_fds=(read_commands, write_answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from caan.schema import (
     MANIFEST_SCHEMA,
     table_of,
 )
+from caan.strips import StripConfig, StripMaker
 
 
 def write_clip(path: Path, num_frames: int = 20) -> None:
@@ -81,7 +82,7 @@ def label_folder(tmp_path: Path) -> Path:
 
 
 def build(folder: Path, config: ReportConfig | None = None) -> dict:
-    config = config or ReportConfig(num_strips=3, strip_frames=3)
+    config = config or ReportConfig(num_strips=3, strips=StripConfig(num_frames=3))
     return report.write_report(
         str(folder / "report"),
         label_run.read_manifest(str(folder / "manifest.parquet"), config.split),
@@ -126,7 +127,8 @@ def test_a_strip_holds_the_frame_of_the_highest_score_in_time_order(label_folder
     manifest = label_run.read_manifest(str(label_folder / "manifest.parquet"))
     video = evaluation.join_labels(manifest, run.labels, run.frame_scores([]), EMOTIONS)[0]
     scores = run.frame_scores(["a"]).to_pylist()
-    frames = report.strip_frames(video, scores, ReportConfig(strip_frames=3))
+    with StripMaker(StripConfig(num_frames=3)) as maker:
+        frames = maker.frames(video.row, scores)
     assert [frame.pts_seconds for frame in frames] == [0.0, 1.25, 1.75]
     assert max(frames, key=lambda frame: frame.emotion_score).pts_seconds == 1.25
     assert frames[0].box == pytest.approx((20 / 96, 10 / 64, 60 / 96, 50 / 64))
@@ -136,7 +138,8 @@ def test_a_strip_holds_the_frame_of_the_highest_score_in_time_order(label_folder
 
 def test_a_video_that_cannot_be_read_any_more_keeps_its_strip(tmp_path: Path) -> None:
     row = {"uri": str(tmp_path / "gone.mp4"), "size_bytes": 1}
-    assert report.thumbnails(row, [0.0, 1.0], ReportConfig()) == [None, None]
+    with StripMaker(StripConfig()) as maker:
+        assert maker.pictures(row, [0.0, 1.0]) == [None, None]
     frame = plots.StripFrame(picture=None, pts_seconds=0.0, emotion_score=0.0, label="", box=None)
     assert plots.strip_plot([frame], "a $title$ with [marks]").startswith(b"\x89PNG")
 

@@ -1,0 +1,108 @@
+"""The frames of one person for a strip, with pictures from the video (the paper's Figure 5)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from caan import storage
+from caan.errors import StorageError, VideoError
+from caan.plots import StripFrame
+from caan.sandbox import Sandbox
+from caan.video import decode_at
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripConfig:
+    """How strips are made."""
+
+    num_frames: int = 8
+    """Frames per strip."""
+    picture_pixels: int = 320
+    """Longer side of the pictures."""
+    time_limit_seconds: float = 60.0
+    """Longest time that decoding one video's pictures may take."""
+    spool_bytes: int = 256 << 20
+    """S3 videos up to this size are copied to local disk; larger ones are read by ranges."""
+
+
+class StripMaker:
+    """Makes strips one after the other; videos are decoded in a sandboxed child."""
+
+    def __init__(self, config: StripConfig) -> None:
+        self._config = config
+        self._sandbox = Sandbox(time_limit_seconds=config.time_limit_seconds)
+
+    def __enter__(self) -> "StripMaker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._sandbox.close()
+
+    def frames(
+        self, row: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]
+    ) -> list[StripFrame]:
+        """Frames of a manifest row from one person's rows of frame_scores in time order.
+
+        Even over time, the highest emotion score among them.
+        """
+        if not scores:
+            return []
+        places = sorted(
+            {round(i) for i in np.linspace(0, len(scores) - 1, self._config.num_frames)}
+        )
+        highest = max(range(len(scores)), key=lambda i: scores[i]["emotion_score"] or 0.0)
+        places[int(np.argmin([abs(place - highest) for place in places]))] = highest
+        shown = [scores[i] for i in places]
+        pictures = self.pictures(row, [score["pts_seconds"] for score in shown])
+        return [
+            StripFrame(
+                picture=picture,
+                pts_seconds=score["pts_seconds"],
+                emotion_score=score["emotion_score"] or 0.0,
+                label=most_probable(score),
+                box=_relative_box(score["box"], row),
+            )
+            for score, picture in zip(shown, pictures, strict=True)
+        ]
+
+    def pictures(
+        self, row: Mapping[str, Any], times_seconds: Sequence[float]
+    ) -> list[np.ndarray | None]:
+        """Pictures uint8 [H, W, 3] RGB of a manifest row at these times; None where they fail.
+
+        A video that moved or broke since it was labelled must not cost the strip its scores.
+        """
+        config = self._config
+        try:
+            with storage.spooled(row["uri"], row["size_bytes"] or 0, config.spool_bytes) as path:
+                return list(
+                    self._sandbox.run(_decode, path, list(times_seconds), config.picture_pixels)
+                )
+        except (VideoError, StorageError, FileNotFoundError) as error:
+            logger.warning("no pictures of %s: %s", storage.redact(row["uri"]), error)
+            return [None] * len(times_seconds)
+
+
+def most_probable(score: Mapping[str, Any]) -> str:
+    """The emotion with the highest probability in a row; empty without probabilities."""
+    probabilities = dict(score["probabilities"] or ())
+    return max(probabilities, key=lambda name: probabilities[name]) if probabilities else ""
+
+
+def _decode(path: str, times_seconds: list[float], max_side_pixels: int) -> list[np.ndarray]:
+    source = storage.open_ranges(path) if storage.is_s3(path) else path
+    return decode_at(source, times_seconds, max_side_pixels=max_side_pixels)
+
+
+def _relative_box(
+    box: Sequence[float] | None, row: Mapping[str, Any]
+) -> tuple[float, float, float, float] | None:
+    if box is None or not row["width"] or not row["height"]:
+        return None
+    x0, y0, x1, y1 = box
+    return x0 / row["width"], y0 / row["height"], x1 / row["width"], y1 / row["height"]
