@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -54,21 +55,35 @@ def _override_one(config: Any, path: str, whole: str, value: Any) -> Any:
     name, _, rest = path.partition(".")
     names = [field.name for field in dataclasses.fields(config)]
     if name not in names:
-        raise InputError(f"unknown option `{whole}`{_nearest(whole, option_names(config))}")
+        prefix = whole.removesuffix(path)
+        raise InputError(f"unknown option `{whole}`{_nearest(whole, option_names(config, prefix))}")
     old = getattr(config, name)
     if rest:
         if not dataclasses.is_dataclass(old):
             raise InputError(f"unknown option `{whole}`: `{name}` has no parts")
         return dataclasses.replace(config, **{name: _override_one(old, rest, whole, value)})
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    hint = typing.get_type_hints(type(config))[name]
     if isinstance(value, list):
         value = tuple(value)
-    if old is not None and value is not None and type(old) is not type(value):
-        raise InputError(
-            f"option `{whole}` takes {type(old).__name__}, and {value!r} is {type(value).__name__}"
-        )
+    kinds = _kinds(hint)
+    if type(value) is int and float in kinds and int not in kinds:
+        value = float(value)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if choices and value not in choices:
+        raise InputError(f"option `{whole}` is {value!r}; choose one of {choices}")
+    if not choices and type(value) not in kinds:
+        takes = " or ".join(sorted(kind.__name__ for kind in kinds))
+        raise InputError(f"option `{whole}` takes {takes}, and {value!r} is {type(value).__name__}")
     return dataclasses.replace(config, **{name: value})
+
+
+def _kinds(hint: Any) -> set[type]:
+    """The classes that a field of this type hint holds."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return {kind for part in typing.get_args(hint) for kind in _kinds(part)}
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(choice) for choice in typing.get_args(hint)}
+    return {typing.get_origin(hint) or hint}
 
 
 def option_names(config: Any, prefix: str = "") -> list[str]:

