@@ -122,7 +122,12 @@ def _person(
         "scores": [round(row["emotion_score"] or 0.0, 5) for row in frames],
         "labels": [_most_probable(row, index) for row in frames],
         "windows": [
-            [row["start_seconds"], row["end_seconds"], row["label"], row["confidence"] or 0.0]
+            [
+                row["start_seconds"],
+                row["end_seconds"],
+                row["label"],
+                _rounded(row["confidence"] or 0.0),
+            ]
             for row in spans.get(key, [])
             if row["label"] is not None
         ],
