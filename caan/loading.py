@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.models.frames import FrameBatch
+from caan.models.frames import FrameBatch, Head
 from caan.packing import PackedVideos
 
 SAMPLINGS = ("balanced", "shuffled")
@@ -193,3 +193,37 @@ def rows_of_all(videos: PackedVideos) -> np.ndarray:
     ends_V = np.cumsum(videos.counts_V)
     first_V = videos.starts_V - (ends_V - videos.counts_V)
     return np.repeat(first_V, videos.counts_V) + np.arange(ends_V[-1] if len(ends_V) else 0)
+
+
+def check_faces(model: Head, videos: PackedVideos) -> None:
+    """Say so if frames have no face and the head has nothing to put there.
+
+    Raises:
+        InputError: features packed with `context_only` for a head without a null face vector.
+    """
+    if "face" not in model.modalities or hasattr(model, "null_face_D"):
+        return
+    if not videos.has_face_N[rows_of_all(videos)].all():
+        raise InputError(
+            "some frames have no face (no_face=context_only), and this head has no vector for "
+            "that; set `null_face` if the head has it, or take no_face=drop"
+        )
+
+
+def check_classes(counts_K: np.ndarray, label_set: tuple[str, ...]) -> None:
+    """Say so if there is too little to learn from.
+
+    Raises:
+        InputError: an emotion without training videos, or fewer than two emotions.
+    """
+    empty = [label for label, count in zip(label_set, counts_K, strict=True) if count == 0]
+    if len(label_set) - len(empty) < 2:
+        raise InputError(
+            "training needs videos of at least two emotions with a face found; there are "
+            f"{int(counts_K.sum())} usable videos of {len(label_set) - len(empty)}"
+        )
+    if empty:
+        raise InputError(
+            f"no usable training video shows {', '.join(empty)}; add some, or choose a label set "
+            "without"
+        )

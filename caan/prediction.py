@@ -73,14 +73,17 @@ def predict(
     videos: PackedVideos,
     *,
     centroids_KR: Tensor | None = None,
+    without: str | None = None,
     device: torch.device | str = "cpu",
     max_frames: int = 1024,
 ) -> Predictions:
     """The head over every frame of every video.
 
     Frames are encoded `max_frames` at a time, without padding and however videos are cut; then
-    each video is pooled whole.
+    each video is pooled whole. `without` ("face" or "context") replaces the vectors of that
+    modality by their mean over the training frames: what the head says when it cannot see it.
     """
+    check_dimensions(model, videos)
     model.eval()
     num_videos, num_emotions = len(videos), len(videos.label_set)
     rules = RULES if centroids_KR is not None else RULES[:2]
@@ -93,7 +96,9 @@ def predict(
     for group in _groups(videos.counts_V, max_frames):
         counts = videos.counts_V[group]
         rows = np.concatenate([np.arange(s.start, s.stop) for s in map(videos.rows_of, group)])
-        flat = encode_rows(model, videos, rows, device=device, max_frames=max_frames)
+        flat = encode_rows(
+            model, videos, rows, without=without, device=device, max_frames=max_frames
+        )
         encoded, mask_BT = _padded(flat, counts)
         embedding_BR, scores_BT = model.pool(encoded.g_BTF, encoded.s_BT, mask_BT)
         output = HeadOutput(
@@ -129,6 +134,7 @@ def encode_rows(
     videos: PackedVideos,
     rows: np.ndarray,
     *,
+    without: str | None = None,
     device: torch.device | str = "cpu",
     max_frames: int = 1024,
 ) -> EncodedFrames:
@@ -138,8 +144,42 @@ def encode_rows(
         rows_BT = rows[None, start : start + max_frames]
         mask_BT = np.ones(rows_BT.shape, dtype=bool)
         frames = gather_frames(videos, rows_BT, mask_BT, model.modalities)
-        parts.append(model.encode(frames_to(frames, device)))
+        frames = frames_to(frames, device)
+        if without is not None:
+            frames = blinded(model, frames, without)
+        parts.append(model.encode(frames))
     return EncodedFrames(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
+
+
+def blinded(model: Head, frames: FrameBatch, modality: str) -> FrameBatch:
+    """The same frames with one modality's vectors replaced by the mean of the training frames.
+
+    Raises:
+        InputError: the head does not look at that modality.
+    """
+    if modality not in model.modalities:
+        raise InputError(f"this head looks at {', '.join(model.modalities)}, not at `{modality}`")
+    if modality == "face":
+        mean_D = model.standardize_face.mean()
+        return frames._replace(face_BTD=mean_D.expand(*frames.mask_BT.shape, -1))
+    mean_D = model.standardize_context.mean()
+    return frames._replace(context_BTE=mean_D.expand(*frames.mask_BT.shape, -1))
+
+
+def check_dimensions(model: Head, videos: PackedVideos) -> None:
+    """Say so if a head and features do not fit together.
+
+    Raises:
+        InputError: the vectors have another size than the head was made for.
+    """
+    for modality in model.modalities:
+        wanted = getattr(model, f"standardize_{modality}").scale_D.numel()
+        found = videos.face_dim if modality == "face" else videos.context_dim
+        if wanted != found:
+            raise InputError(
+                f"the model takes {modality} vectors of {wanted} numbers, and these features have "
+                f"{found}: they come from another backbone"
+            )
 
 
 def frames_to(frames: FrameBatch, device: torch.device | str) -> FrameBatch:

@@ -99,6 +99,14 @@ def test_encoding_in_pieces_and_pooling_equals_forward(name):
     torch.testing.assert_close(scores_BT, whole.scores_BT)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_video_without_frames_is_encoded_to_nothing(name):
+    none = each(frames_of([2]), lambda part: part[:, :0])
+    encoded = head_named(name).encode(none)
+    assert encoded.g_BTF.shape == (1, 0, head_named(name).feature_dim)
+    assert encoded.frame_logits_BTK.shape == (1, 0, EMOTIONS)
+
+
 @pytest.mark.parametrize("name", [n for n in MODELS if not head_named(n).trains_frames])
 def test_a_head_without_frame_branch_judges_a_frame_like_a_video_of_one(name):
     head = head_named(name)

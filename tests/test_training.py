@@ -1,6 +1,7 @@
 """Training: it learns, resumes exactly, and does not care how many workers there are."""
 
 import shutil
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -110,46 +111,41 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def _worker(rank, world_size, port, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
-    config = replace(QUICK, losses=LossConfig(class_weights="balanced", contrastive_weight=0.5))
-    head = small_head()
-    result = fit(
-        head, packed_videos(40), packed_videos(7, seed=1), config, rank=rank, world_size=world_size
-    )
-    queue.put((rank, [row["train_loss"] for row in result.history], result.metrics))
+TWO_WORKERS = replace(QUICK, losses=LossConfig(class_weights="balanced", contrastive_weight=0.5))
+
+
+def _fit_as(rank, port):
+    """Train as one of two workers; gives the losses of the epochs and the final metrics."""
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    train, validation = packed_videos(40), packed_videos(7, seed=1)
+    result = fit(small_head(), train, validation, TWO_WORKERS, rank=rank, world_size=2)
     dist.destroy_process_group()
+    return [row["train_loss"] for row in result.history], result.metrics
 
 
-def _fit_on(world_size, port):
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    workers = mp.spawn(_worker, (world_size, port, queue), nprocs=world_size, join=False)
-    results = {rank: rest for rank, *rest in (queue.get() for _ in range(world_size))}
-    workers.join()
-    return results
+def _second_worker(port, queue):
+    torch.set_num_threads(1)
+    queue.put(_fit_as(1, port))
 
 
 def test_one_and_two_workers_learn_the_same(free_port):
-    config = replace(QUICK, losses=LossConfig(class_weights="balanced", contrastive_weight=0.5))
-    alone = fit(small_head(), packed_videos(40), packed_videos(7, seed=1), config)
-    two = _fit_on(2, free_port)
-    expected = [row["train_loss"] for row in alone.history]
-    for losses, metrics in two.values():
-        assert losses == pytest.approx(expected, rel=1e-4)
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    second = context.Process(target=_second_worker, args=(free_port, queue))
+    second.start()
+    results = [_fit_as(0, free_port), queue.get()]
+    second.join()
+    alone = fit(small_head(), packed_videos(40), packed_videos(7, seed=1), TWO_WORKERS)
+    for train_losses, metrics in results:
+        assert train_losses == pytest.approx([row["train_loss"] for row in alone.history], rel=1e-4)
         assert metrics["validation_videos"] == 7
-        assert metrics["validation_loss"] == pytest.approx(
-            alone.metrics["validation_loss"], rel=1e-3
-        )
+        expected = pytest.approx(alone.metrics["validation_loss"], rel=1e-3)
+        assert metrics["validation_loss"] == expected
 
 
 @pytest.fixture
 def free_port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -196,6 +192,28 @@ def test_prediction_does_not_depend_on_how_frames_are_grouped():
     starts = np.cumsum(videos.counts_V) - videos.counts_V
     sums = np.add.reduceat(wide.scores_N, starts[videos.counts_V > 0])
     np.testing.assert_allclose(sums, 1.0, rtol=1e-5)
+
+
+def test_without_a_modality_the_head_no_longer_sees_it():
+    train, test = packed_videos(90), packed_videos(30, seed=1)
+    head = small_head()
+    fit(head, train, test, QUICK)
+    shuffled = replace(test, context_NE=test.context_NE[::-1])
+    blind, other = (predict(head, v, without="context").probabilities() for v in (test, shuffled))
+    np.testing.assert_allclose(blind, other, atol=1e-6)
+    assert np.abs(predict(head, test).probabilities() - blind).max() > 0.01
+    with pytest.raises(InputError, match="not at `context`"):
+        predict(small_head(modality="face"), test, without="context")
+
+
+def test_frames_without_a_face_need_a_head_that_knows_them():
+    videos = packed_videos(30)
+    bare = replace(videos, has_face_N=np.arange(len(videos.has_face_N)) % 3 > 0)
+    with pytest.raises(InputError, match="null_face"):
+        fit(small_head(), bare, bare, QUICK)
+    head = small_head(null_face=True)
+    fit(head, bare, bare, QUICK)
+    assert head.null_face_D.abs().sum() > 0
 
 
 def test_calibration_finds_the_temperature():

@@ -78,6 +78,10 @@ class Standardize(nn.Module):
         self.scale_D.copy_(scale_D)
         self.shift_D.copy_(-mean_D * scale_D)
 
+    def mean(self) -> Tensor:
+        """Mean of the training frames [D]; zeros until set."""
+        return -self.shift_D / self.scale_D
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[..., D] of any float type -> float32 [..., D]."""
         return torch.addcmul(self.shift_D, x_BTD.float(), self.scale_D)
@@ -150,11 +154,11 @@ class Head(nn.Module):
         """
         one_N1F = g_BTF.flatten(0, 1)[:, None]
         mask_N1 = torch.ones_like(one_N1F[..., 0], dtype=torch.bool)
-        if self.training:
+        if self.training or not len(one_N1F):
             return g_BTF.new_zeros(*g_BTF.shape[:2], self.num_emotions)
         s_N1 = mask_N1.float() if s_BT is None else s_BT.flatten()[:, None]
         logits_NK = self.classify(self.pool(one_N1F, s_N1, mask_N1)[0])
-        return logits_NK.view(*g_BTF.shape[:2], -1)
+        return logits_NK.view(*g_BTF.shape[:2], self.num_emotions)
 
     def forward(self, frames: FrameBatch) -> HeadOutput:
         """Frames of B videos -> their emotions with the evidence."""
