@@ -140,6 +140,7 @@ class MediaFile:
         context.options = limits
         self._reorder_depth = context.reorder_depth
         self._needs_key = False
+        self._is_at_start = True
 
     @property
     def container(self) -> InputContainer:
@@ -149,11 +150,13 @@ class MediaFile:
 
     def rewind(self) -> None:
         """Opens the file again: the one way back to the start that every demuxer has."""
-        self.container.close()
-        self._open()
+        if not self._is_at_start:
+            self.container.close()
+            self._open()
 
     def seek(self, pts: int) -> bool:
         """Goes to a key frame near `pts`, before it if the demuxer can; False if it cannot seek."""
+        self._is_at_start = False
         try:
             self.container.seek(pts, stream=self.stream)
         except FFmpegError:
@@ -281,6 +284,7 @@ class MediaFile:
 
     def packets(self) -> "Iterator[Packet[VideoStream]]":
         """Packets of the video stream from here on, in the order of decoding."""
+        self._is_at_start = False
         try:
             yield from self.container.demux(self.stream)
         except FFmpegError as error:

@@ -148,20 +148,19 @@ def sample_frames(
     with MediaFile(source) as reader:
         if probe is None:
             start_pts, first = reader.first_picture()
-            reader.rewind()
+            is_mirrored = orientation(first)[1]
         else:
-            start_pts, first = probe.start_pts, None
+            start_pts, is_mirrored = probe.start_pts, probe.is_mirrored
         grid = _Grid.make(fps, start_pts, reader.time_base, first_index, num_frames)
-        painter = _Painter(max_side_pixels)
         if decoder == "decord" or (decoder == "auto" and first_index == 0):
             # To open a file decord reads all its packets: too dear for each segment of many.
-            refusal = _why_not_decord(reader, first, limit_bytes=decoder == "auto")
+            refusal = _why_not_decord(reader, is_mirrored, limit_bytes=decoder == "auto")
             if decoder == "decord" and refusal:
                 raise ValueError(f"decord cannot decode this video: {refusal}")
             if not refusal:
                 next_index = first_index
                 try:
-                    for frame in _decord_frames(reader, grid, painter):
+                    for frame in _decord_frames(reader, grid, _Painter(max_side_pixels)):
                         yield frame
                         next_index = frame.frame_index + 1
                     return
@@ -170,8 +169,7 @@ def sample_frames(
                         raise
                     logger.info("decord failed (%s); PyAV continues", error)
                     grid = grid.starting_at(next_index)
-            reader.rewind()
-        yield from _pyav_frames(reader, grid, painter)
+        yield from _pyav_frames(reader, grid, _Painter(max_side_pixels))
 
 
 def decode_at(
@@ -311,6 +309,7 @@ def _pyav_frames(reader: MediaFile, grid: _Grid, painter: _Painter) -> Iterator[
 
 def _decord_frames(reader: MediaFile, grid: _Grid, painter: _Painter) -> Iterator[Frame]:
     """The same from decord, whose pictures must be one for each packet that PyAV reads."""
+    reader.rewind()
     key_pts, all_pts = 0, []
     for packet in reader.packets():
         if not packet.size:
@@ -353,7 +352,7 @@ def _decord_frames(reader: MediaFile, grid: _Grid, painter: _Painter) -> Iterato
         )
 
 
-def _why_not_decord(reader: MediaFile, first: VideoFrame | None, *, limit_bytes: bool) -> str:
+def _why_not_decord(reader: MediaFile, is_mirrored: bool, *, limit_bytes: bool) -> str:
     """Why decord cannot stand in for PyAV here; empty if it can."""
     context = reader.stream.codec_context
     if decord is None:
@@ -368,6 +367,6 @@ def _why_not_decord(reader: MediaFile, first: VideoFrame | None, *, limit_bytes:
         return f"pixel format {context.pix_fmt}"
     if limit_bytes and reader.container.size > DECORD_MAX_BYTES:
         return f"larger than {DECORD_MAX_BYTES} bytes"
-    if first is not None and orientation(first)[1]:
+    if is_mirrored:
         return "mirrored pictures"
     return ""
