@@ -1,6 +1,7 @@
 """Manifest -> segments: what is to be done, in shards that are done and resumed on their own."""
 
 import math
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,9 @@ def check_manifest(table: pa.Table, name: str) -> pa.Table:
         raise InputError(f"manifest `{name}` has no rows: index some videos first.")
     ids = manifest["video_id"]
     if ids.null_count:
-        raise InputError(f"manifest `{name}` has rows without a video_id: write it with jobs.index.")
+        raise InputError(
+            f"manifest `{name}` has rows without a video_id: write it with jobs.index."
+        )
     if len(pc.unique(ids)) != len(ids):
         counts = ids.value_counts().to_pylist()
         twice = next(item["values"] for item in counts if item["counts"] > 1)
@@ -35,8 +38,12 @@ def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.
     """Segments of all videos: grid ranges of at most `segment_frames` frames, PLAN_SCHEMA.
 
     The grid counts from the file's start, so a time range of a file takes the grid frames inside
-    it. The last segment of a whole file may run over by one segment's length, for files that last
-    longer than their header says. A video that the index found bad keeps one row, with its status.
+    it. The last segment of a video without an end, or with one after its duration, may run over by
+    one segment's length, for files that last longer than their header says. A video that the index
+    found bad keeps one row, with its status.
+
+    Raises:
+        InputError: a good video without an address or a duration, or with an impossible time range.
     """
     rows = []
     columns = [
@@ -45,19 +52,20 @@ def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.
     ]  # fmt: skip
     for video in manifest.select(columns).to_pylist():
         bad = video["status"] not in (None, "ok", "partial", "no_face")
+        _check_range(video, needs_duration=not bad)
         first = math.ceil((video["start_seconds"] or 0.0) * fps - 1e-9)
-        duration = video["duration_seconds"] or 0.0
-        end_seconds = video["end_seconds"]
-        is_open = end_seconds is None
-        end = max(first + 1, math.ceil((duration if is_open else end_seconds) * fps - 1e-9))
+        duration, end_seconds = video["duration_seconds"], video["end_seconds"]
+        limit = math.inf if end_seconds is None else math.ceil(end_seconds * fps - 1e-9)
+        header_end = limit if duration is None else math.ceil(duration * fps - 1e-9)
+        end = max(first + 1, min(header_end, limit))
         shared = {
             name: video[name]
             for name in ("video_id", "uri", "size_bytes", "etag", "face_box", "face_pts_seconds")
         }
-        starts = [first] if bad else range(first, end, segment_frames)
+        starts = [first] if bad else range(first, int(end), segment_frames)
         for index in starts:
             count = min(segment_frames, end - index)
-            is_last = index + count >= end
+            reach = min(segment_frames, max(0, limit - end)) if index + count >= end else 0
             rows.append(
                 shared
                 | {
@@ -65,7 +73,7 @@ def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.
                     "start_seconds": index / fps,
                     "end_seconds": (index + count) / fps,
                     "first_index": index,
-                    "num_frames": count + segment_frames if is_last and is_open else count,
+                    "num_frames": count + int(reach),
                     "video_start_seconds": video["start_seconds"] or 0.0,
                     "known_status": video["status"] if bad else None,
                     "known_error": video["error"] if bad else None,
@@ -73,6 +81,23 @@ def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.
                 }
             )
     return table_of(rows, PLAN_SCHEMA)
+
+
+def _check_range(video: dict[str, Any], *, needs_duration: bool) -> None:
+    name = f"the manifest's video `{video['video_id']}`"
+    start, end = video["start_seconds"], video["end_seconds"]
+    if not video["uri"]:
+        raise InputError(f"{name} has no uri: give its file, or leave the row out.")
+    if needs_duration and video["duration_seconds"] is None and end is None:
+        raise InputError(
+            f"{name} (`{video['uri']}`) has no duration_seconds: write the manifest with jobs.index."
+        )
+    if start is not None and not 0 <= start < math.inf:
+        raise InputError(f"{name} has start_seconds {start}: it must be 0 or more.")
+    if end is not None and not (start or 0.0) < end < math.inf:
+        raise InputError(
+            f"{name} has end_seconds {end}: it must lie after start_seconds {start or 0.0}."
+        )
 
 
 def new_segments(plan: pa.Table, done: pa.Table | None) -> pa.Table:
