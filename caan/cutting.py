@@ -72,7 +72,7 @@ def warm_up(config: CutConfig) -> None:
 
 
 def scratch_folder() -> str:
-    """Where pictures pass from child to parent: memory if there is room, else the temporary folder."""
+    """Where pictures pass from child to parent: memory if there is room, else a disk."""
     memory = "/dev/shm"
     if os.path.isdir(memory) and shutil.disk_usage(memory).free > 1 << 30:
         return memory

@@ -8,11 +8,13 @@ import functools
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from caan import storage
 from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
@@ -26,7 +28,7 @@ from caan.cutting import (
     warm_up,
 )
 from caan.errors import Crashed, TimedOut, VideoError
-from caan.faces import DetectorConfig, Face, load_detector, resize_context, select_faces
+from caan.faces import DetectorConfig, load_detector, resize_context, select_faces
 from caan.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
 
@@ -109,7 +111,7 @@ class SandboxConfig:
     memory_limit_mb: int = 2500
     """Resident memory of the decoding child, in MiB."""
     spool_mb: int = 512
-    """Objects on S3 up to this size are copied to local disk first; larger ones are read by ranges."""
+    """S3 objects up to this size are copied to local disk first; larger ones are read by ranges."""
     max_attempts: int = 3
     """Tries at one segment over worker crashes and resumes; then it is given up as `crashed`."""
 
@@ -274,16 +276,25 @@ class SegmentEmbedder:
     """Pictures -> features: both networks over fixed-size micro-batches across segments."""
 
     def __init__(
-        self, config: ExtractionConfig, device: str, batch_size: int, num_threads: int
+        self,
+        config: ExtractionConfig,
+        modalities: Sequence[str],
+        device: str,
+        batch_size: int,
+        num_threads: int,
     ) -> None:
-        import torch
-
+        """`modalities`: face, context or both; vectors of the other are null, of one number."""
         torch.set_num_threads(num_threads)
-        self.face = load_backbone(config.backbone_config("face"), device)
-        self.context = load_backbone(config.backbone_config("context"), device)
+        self.face = self.context = None
+        if "face" in modalities:
+            self.face = load_backbone(config.backbone_config("face"), device)
+        if "context" in modalities:
+            self.context = load_backbone(config.backbone_config("context"), device)
         self.batch_size = batch_size
         self.fps = config.fps
-        self.schema = features_schema(self.face.dim, self.context.dim)
+        self.schema = features_schema(
+            self.face.dim if self.face else 1, self.context.dim if self.context else 1
+        )
         self.counts: dict[str, float] = {}
 
     def take_counts(self) -> dict[str, float]:
@@ -318,7 +329,11 @@ class SegmentEmbedder:
         columns["faces"] = pa.ListArray.from_arrays(face_offsets, face_rows)
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
-    def _embed(self, backbone: Backbone, pictures: pa.Array) -> pa.FixedSizeListArray:
+    def _embed(self, backbone: Backbone | None, pictures: pa.Array) -> pa.FixedSizeListArray:
+        if backbone is None:
+            return vector_array(
+                np.zeros((len(pictures), 1), np.float16), np.ones(len(pictures), bool)
+            )
         given = pictures.is_valid().to_numpy(zero_copy_only=False)
         stack = picture_stack(pictures.drop_null(), PICTURE_SIZE)
         vectors = np.zeros((len(pictures), backbone.dim), np.float16)
@@ -365,13 +380,15 @@ def flat_list(column: pa.ChunkedArray) -> tuple[pa.StructArray, pa.Array]:
     return flat, pa.array(offsets)
 
 
-def identities(config: ExtractionConfig) -> dict[str, Any]:
+def identities(
+    config: ExtractionConfig, modalities: Sequence[str] = ("face", "context")
+) -> dict[str, Any]:
     """Names, weight hashes and dimensions of detector and backbones, for run.json.
 
     Loads each once on the CPU, so that a missing weight file ends the job before it starts.
     """
     found: dict[str, Any] = {"detector": load_detector(config.detector_config()).identity}
-    for kind in ("face", "context"):
+    for kind in modalities:
         backbone = load_backbone(config.backbone_config(kind))  # type: ignore[arg-type]
         found[f"{kind}_backbone"] = backbone.identity
         found[f"{kind}_dim"] = backbone.dim

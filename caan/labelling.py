@@ -62,8 +62,8 @@ class FrameScorer:
             order = np.lexsort((frame_index[shown], rows))
             shown, face_of, rows = shown[order], face_of[order], rows[order]
         g, s, logits = self._encode(
-            _vectors(faces.field("face_vector"), self.model.info.face_dim),
-            _vectors(frames.field("context_vector"), self.model.info.context_dim),
+            _vectors(faces.field("face_vector")),
+            _vectors(frames.field("context_vector")),
             shown,
             face_of,
         )
@@ -77,7 +77,7 @@ class FrameScorer:
         has_face = face_of >= 0
         for start in range(0, max(1, len(shown)), MAX_HEAD_FRAMES):
             some = slice(start, start + MAX_HEAD_FRAMES)
-            face_ND = np.zeros((len(shown[some]), self.model.info.face_dim), np.float16)
+            face_ND = np.zeros((len(shown[some]), face.shape[1]), np.float16)
             face_ND[has_face[some]] = face[face_of[some][has_face[some]]]
             batch = FrameBatch(
                 torch.from_numpy(face_ND)[None].to(self.device).float(),
@@ -134,8 +134,9 @@ class FrameScorer:
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _vectors(column: pa.FixedSizeListArray, dim: int) -> np.ndarray:
-    """[N, dim] of a list column; zeros where it is null."""
+def _vectors(column: pa.FixedSizeListArray) -> np.ndarray:
+    """[N, D] of a list column; zeros where it is null."""
+    dim = column.type.list_size
     flat = np.zeros((len(column), dim), np.float16)
     given = column.is_valid().to_numpy(zero_copy_only=False)
     flat[given] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
@@ -153,8 +154,10 @@ class SegmentScorer:
         batch_size: int,
         num_threads: int,
     ) -> None:
-        self.embedder = SegmentEmbedder(config, device, batch_size, num_threads)
-        self.scorer = FrameScorer(load_model(Path(model_folder), device=device), device)
+        model = load_model(Path(model_folder), device=device)
+        modalities = model.head.modalities
+        self.embedder = SegmentEmbedder(config, modalities, device, batch_size, num_threads)
+        self.scorer = FrameScorer(model, device)
 
     def take_counts(self) -> dict[str, float]:
         """As SegmentEmbedder's."""
@@ -226,9 +229,7 @@ def _pool_one(
     s = faces.field("raw_score").to_numpy(zero_copy_only=False).astype(np.float32)
     logits = _array(faces.field("logits"), np.float32)
     mask = torch.ones(1, len(s), dtype=torch.bool)
-    embedding, weights = model.head.pool(
-        torch.from_numpy(g)[None], torch.from_numpy(s)[None], mask
-    )
+    embedding, weights = model.head.pool(torch.from_numpy(g)[None], torch.from_numpy(s)[None], mask)
     output = HeadOutput(
         model.head.classify(embedding),
         torch.from_numpy(logits)[None],

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J")
 
 MIN_LOGICAL_CPUS = 6
-"""Logical CPUs of an embedded Ray. Ray's read, filter and write tasks of one dataset take a slot each
-beside the stages' actors; with fewer slots than stages a dataset waits for itself for ever."""
+"""Logical CPUs of an embedded Ray. Ray's read, filter and write tasks of a dataset take a
+slot each beside the stages' actors; with fewer slots than stages a dataset waits for itself for ever."""
 
 PROGRESS_SECONDS = 10.0
 """Time between two progress lines."""
@@ -73,9 +74,7 @@ def start() -> None:
         return
     # Workers on other nodes find this package through the job's working directory; those of an
     # embedded Ray, and of a driver started by hand on the head, need the path.
-    path = os.pathsep.join(
-        part for part in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if part
-    )
+    path = os.pathsep.join(part for part in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if part)
     # Ray's C++ log lines say nothing to the user of an embedded Ray; its errors reach Python.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     env_vars = {"PYTHONPATH": path}
@@ -98,6 +97,8 @@ def configure_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Ray warns where a pool has more actors than a small run has blocks, which harms nothing.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
 
 
 def physical_cpus() -> int:
@@ -162,7 +163,6 @@ def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
     )
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)
 class Monitor:
     """Sums what the stages report while a dataset runs."""
 
@@ -180,6 +180,11 @@ class Monitor:
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
         """Totals and node ids, each by stage."""
         return self.totals, {stage: sorted(nodes) for stage, nodes in self.nodes.items()}
+
+
+def start_monitor() -> Any:
+    """A handle to a new monitor somewhere on the cluster."""
+    return ray.remote(num_cpus=0)(Monitor).remote()
 
 
 class Staged:

@@ -60,12 +60,10 @@ STATUSES = {
     "changed": "the file changed after it was indexed",
 }
 
-Schema = pa.Schema
-
 _BOX = pa.list_(pa.float32(), 4)
 _PROBABILITIES = pa.map_(pa.string(), pa.float32())
 
-MANIFEST_SCHEMA: Schema = pa.schema(
+MANIFEST_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
         ("uri", pa.string()),
@@ -99,7 +97,7 @@ _SEGMENT_FIELDS: list[tuple[str, pa.DataType]] = [
     ("end_seconds", pa.float64()),
 ]
 
-PLAN_SCHEMA: Schema = pa.schema(
+PLAN_SCHEMA = pa.schema(
     [
         *_SEGMENT_FIELDS,
         ("uri", pa.string()),
@@ -126,7 +124,7 @@ _OUTCOME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("seconds_detect", pa.float64()),
 ]
 
-PICTURES_SCHEMA: Schema = pa.schema(
+PICTURES_SCHEMA = pa.schema(
     [
         *_SEGMENT_FIELDS,
         *_OUTCOME_FIELDS,
@@ -166,7 +164,7 @@ context (`height` = `width` = 224), or whole frames where a detector on a GPU co
 times the full size. `picture` is null for a frame that no network needs to see."""
 
 
-def features_schema(face_dim: int, context_dim: int) -> Schema:
+def features_schema(face_dim: int, context_dim: int) -> pa.Schema:
     """Schema of the features: one row per segment, vectors of `face_dim` and `context_dim`."""
     return pa.schema(
         [
@@ -201,7 +199,7 @@ def features_schema(face_dim: int, context_dim: int) -> Schema:
     )
 
 
-def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: int) -> Schema:
+def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: int) -> pa.Schema:
     """Schema of label's first phase: per face what the head's pooling needs later.
 
     `feature_vector` is the head's g (paper eq. 2), `raw_score` its s (eq. 3), `logits` the frame
@@ -243,7 +241,7 @@ def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: i
     )
 
 
-LABELS_SCHEMA: Schema = pa.schema(
+LABELS_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
         ("person_id", pa.string()),
@@ -261,9 +259,9 @@ LABELS_SCHEMA: Schema = pa.schema(
     ]
 )
 
-WINDOWS_SCHEMA: Schema = LABELS_SCHEMA.insert(2, pa.field("window_index", pa.int32()))
+WINDOWS_SCHEMA = LABELS_SCHEMA.insert(2, pa.field("window_index", pa.int32()))
 
-FRAME_SCORES_SCHEMA: Schema = pa.schema(
+FRAME_SCORES_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
         ("person_id", pa.string()),
@@ -303,7 +301,7 @@ def segment_id_of(video_id: str, first_index: int) -> str:
     return f"{video_id}-{first_index:08d}"
 
 
-def table_of(rows: Sequence[dict[str, Any]], schema: Schema) -> pa.Table:
+def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """A table of exactly this schema; keys that a row lacks become null.
 
     Raises:
@@ -316,7 +314,7 @@ def table_of(rows: Sequence[dict[str, Any]], schema: Schema) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
-def check_table(table: pa.Table, schema: Schema, what: str) -> pa.Table:
+def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     """`table` with the columns of `schema`, cast where that loses nothing.
 
     Columns that are allowed to be absent (nullable, in a table written by hand) come back null.

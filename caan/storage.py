@@ -54,7 +54,7 @@ def is_s3(path: str) -> bool:
 
 
 def normalise(path: str | os.PathLike[str]) -> str:
-    """The form of `path` that ids are made of: absolute local path or s3:// without a last slash."""
+    """The form of `path` that ids are made of: absolute local path, or s3:// with no last slash."""
     text = os.fspath(path)
     if is_s3(text):
         return "s3://" + text[5:].strip("/")
@@ -188,7 +188,9 @@ def stat(path: str | os.PathLike[str]) -> StoredFile:
         if is_s3(uri):
             info = _s3fs().info(uri)
             return StoredFile(
-                uri=uri, size_bytes=int(info["size"] or 0), etag=str(info.get("ETag", "")).strip('"')
+                uri=uri,
+                size_bytes=int(info["size"] or 0),
+                etag=str(info.get("ETag", "")).strip('"'),
             )
         found = os.stat(uri)
         return StoredFile(
@@ -305,7 +307,9 @@ def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -
     """
     fs, _ = filesystem(path)
     names = [
-        file.uri for file in list_files(path) if file.uri.endswith(".parquet") or not is_folder(path)
+        file.uri
+        for file in list_files(path)
+        if file.uri.endswith(".parquet") or not is_folder(path)
     ]
     if not names:
         raise InputError(f"no Parquet file is under `{redact(os.fspath(path))}`.")
@@ -446,7 +450,7 @@ def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
 
 
 def open_ranges(uri: str) -> BinaryIO:
-    """A seekable file over an S3 object that reads ranges of at most RANGE_BUFFER_BYTES at a time."""
+    """A seekable file over an S3 object that reads ranges of RANGE_BUFFER_BYTES at most."""
     fs, inner = filesystem(uri)
     with explained(uri, "opening"):
         return io.BufferedReader(fs.open_input_file(inner), RANGE_BUFFER_BYTES)  # type: ignore[type-var]

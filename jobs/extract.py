@@ -8,7 +8,7 @@ Run the same command again after an interruption: finished segments are not done
 import dataclasses
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from caan import config, on_ray
@@ -33,10 +33,10 @@ class Job(ExtractionConfig):
     on_change: Literal["error", "recompute"] = "error"
     """When options, weights or a video differ from the output that is there."""
     min_ok: float = 0.0
-    """Lowest accepted share of videos that are ok, partial or no_face; below it the exit code is 1."""
-    limits: SandboxConfig = SandboxConfig()
+    """Lowest accepted share of videos that are ok, partial or no_face; below it the exit is 1."""
+    limits: SandboxConfig = field(default_factory=SandboxConfig)
     """Limits on the decoding of one segment."""
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     """How the cluster is used."""
 
 
@@ -61,7 +61,7 @@ def main(job: Job) -> int:
         limits=job.limits,
         resources=job.resources,
         build=SegmentEmbedder,
-        arguments=(extraction,),
+        arguments=(extraction, ("face", "context")),
     )
     return run.finish(run.process(pipeline))
 

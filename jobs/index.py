@@ -62,7 +62,7 @@ def main(job: Job) -> int:
     on_ray.configure_data()
     table = table_of(rows, MANIFEST_SCHEMA)
     probes = job.probes or max(1, on_ray.physical_cpus())
-    monitor = on_ray.Monitor.remote()
+    monitor = on_ray.start_monitor()
     probed = (
         ray.data.from_arrow([table.slice(n, 32) for n in range(0, table.num_rows, 32)])
         .map_batches(

@@ -10,7 +10,7 @@ command again after an interruption: what is finished is not done twice.
 import logging
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,10 +69,10 @@ class Job:
     on_change: Literal["error", "recompute"] = "error"
     """When options, model or a video differ from the output that is there."""
     min_ok: float = 0.0
-    """Lowest accepted share of videos that are ok, partial or no_face; below it the exit code is 1."""
-    limits: SandboxConfig = SandboxConfig()
+    """Lowest accepted share of videos that are ok, partial or no_face; below it the exit is 1."""
+    limits: SandboxConfig = field(default_factory=SandboxConfig)
     """Limits on the decoding of one segment."""
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     """How the cluster is used."""
 
 
@@ -120,7 +120,7 @@ def check_identities(identity: dict[str, Any], info: ModelInfo) -> None:
         ("context_backbone", info.context_backbone_identity),
         ("detector", info.detector_identity),
     ):
-        if own and identity[name] != own:
+        if own and name in identity and identity[name] != own:
             raise InputError(
                 f"the model was trained with {name} `{own}`, and here it is `{identity[name]}`: "
                 f"give its weights with --{name.replace('_backbone', '')}-weights."
@@ -135,7 +135,7 @@ def main(job: Job) -> int:
     with storage.local_folder(folder) as model_folder:
         model = checkpoint.load_model(model_folder)
         extraction = extraction_of(job, model.info)
-        identity = identities(extraction)
+        identity = identities(extraction, model.head.modalities)
         check_identities(identity, model.info)
         identity["model"] = model.model_id
         run = Run(

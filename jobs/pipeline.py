@@ -52,7 +52,7 @@ class Pipeline:
     def run(self, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
         """Finish the unfinished shards; gives the counts of each stage and the seconds it took."""
         left = [shard for shard in shards if not shard.is_finished()]
-        monitor = on_ray.Monitor.remote()
+        monitor = on_ray.start_monitor()
         num_segments = sum(storage.read_table(s.plan, ["segment_id"]).num_rows for s in left)
         start_seconds = time.perf_counter()
         with on_ray.Progress(monitor, num_segments, video_seconds) as progress:

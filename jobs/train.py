@@ -107,9 +107,7 @@ def read_data(job: Job) -> Data:
         validation = packed.split("val").usable()
         train = train.usable()
     else:
-        train, validation = split_validation(
-            train, fraction=job.validation_fraction, seed=job.seed
-        )
+        train, validation = split_validation(train, fraction=job.validation_fraction, seed=job.seed)
     if not len(train):
         raise InputError(
             f"no video of split `{job.split}` has both a label and a face: there is nothing to "
@@ -224,9 +222,7 @@ def save_result(
         "temperatures": result.temperatures,
         "history": result.history,
     }
-    checkpoint.save_model(
-        folder, head, info, metrics=metrics, centroids_KR=result.centroids_KR
-    )
+    checkpoint.save_model(folder, head, info, metrics=metrics, centroids_KR=result.centroids_KR)
 
 
 def main(job: Job) -> int:

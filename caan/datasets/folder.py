@@ -1,4 +1,4 @@
-"""Plain videos: a folder, glob or prefix with or without class folders, or a CSV or Parquet list."""
+"""Plain videos: a folder (class folders or not), glob or prefix, or a CSV or Parquet list."""
 
 import io
 import re
