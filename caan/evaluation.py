@@ -157,6 +157,8 @@ def marked_person(row: Row, scores: Sequence[Row]) -> str | None:
     best: tuple[float, float] = (0.0, 0.0)
     found = None
     for score in scores:
+        if score["box"] is None:
+            continue
         overlap = box_overlap(row["face_box"], score["box"])
         nearness = 0.0 if at is None else -abs(score["pts_seconds"] - at)
         if overlap > 0 and (found is None or (nearness, overlap) > best):

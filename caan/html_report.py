@@ -188,7 +188,7 @@ def _warning(figures: Mapping[str, Any]) -> str:
         return ""
     return (
         f"Random weights: {', '.join(figures['random_weights'])}. These networks were never "
-        "trained; the labels show that the chain runs, not what people feel."
+        "trained: do not take the labels for what people feel."
     )
 
 

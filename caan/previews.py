@@ -84,6 +84,8 @@ def write_preview(
     fps = min(config.max_fps, about.fps or config.max_fps)
     by_person: dict[str, list[Row]] = {}
     for row in frame_scores:
+        if row["box"] is None:  # labelled from the context alone
+            continue
         by_person.setdefault(row["person_id"] or "", []).append(row)
     people = {
         person_id: _Person(rows, [span for span in spans if span.person_id == person_id])

@@ -220,7 +220,7 @@ def report_markdown(figures: Mapping[str, Any], strips: Sequence[Strip]) -> str:
     if figures["random_weights"]:
         lines += [
             f"**Random weights**: {', '.join(figures['random_weights'])}. These networks were "
-            "never trained; the labels show that the chain runs, not what people feel.",
+            "never trained: do not take the labels for what people feel.",
             "",
         ]
     if "all_videos" in figures:

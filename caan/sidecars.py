@@ -1,0 +1,136 @@
+"""What people open beside the Parquet tables: CSV, JSON Lines, timelines, previews, strips."""
+
+import csv
+import datetime
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from caan import plots, storage, timelines
+from caan.errors import StorageError, VideoError
+from caan.previews import PreviewConfig, write_preview
+from caan.sandbox import Sandbox
+from caan.strips import StripConfig, StripMaker
+
+Row = Mapping[str, Any]
+Kind = Literal["vtt", "eaf", "preview", "strip"]
+
+PREVIEW_SECONDS_PER_SECOND = 10.0
+"""Longest time that a preview may take for each second of video (measured: about 0.15 at 720p)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidecarConfig:
+    """Which sidecars are written, and how."""
+
+    kinds: tuple[Kind, ...] = ()
+    """`vtt` and `eaf` timelines, `preview` video with what was found, `strip` of frames."""
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    """How previews are made."""
+    strips: StripConfig = field(default_factory=StripConfig)
+    """How strips are made."""
+
+
+def write_sidecars(
+    output: str,
+    row: Row,
+    *,
+    people: Sequence[Row],
+    windows: Sequence[Row],
+    frame_scores: Sequence[Row],
+    emotions: Sequence[str],
+    written_at: datetime.datetime,
+    config: SidecarConfig,
+) -> dict[str, str]:
+    """Write one video's sidecars under `output`; gives what failed, as kind -> sentence.
+
+    `row` is the manifest's; the others are this video's rows of labels, windows (may be empty: the
+    labels' whole spans stand in) and frame_scores. Files: `timelines/<video_id>.vtt` and `.eaf`,
+    `previews/<video_id>.mp4`, `strips/<video_id>[-<person_id>].png`. A video that shows nobody gets
+    empty timelines, a preview without boxes and no strip.
+    """
+    video_id = row["video_id"]
+    spans = timelines.spans_of(windows or people)
+    failed: dict[str, str] = {}
+    if "vtt" in config.kinds:
+        path = storage.join(output, "timelines", f"{video_id}.vtt")
+        storage.write_bytes(path, timelines.webvtt(spans).encode())
+    if "eaf" in config.kinds:
+        name = row["uri"].rpartition("/")[2]
+        document = timelines.elan(spans, media_name=name, emotions=emotions, written_at=written_at)
+        path = storage.join(output, "timelines", f"{video_id}.eaf")
+        storage.write_bytes(path, document.encode())
+    if "preview" in config.kinds:
+        try:
+            content = _preview(row, frame_scores, spans, config)
+            storage.write_bytes(storage.join(output, "previews", f"{video_id}.mp4"), content)
+        except (VideoError, StorageError, FileNotFoundError) as error:
+            failed["preview"] = str(error)
+    if "strip" in config.kinds:
+        with StripMaker(config.strips) as maker:
+            for person in people:
+                _write_strip(output, row, person, frame_scores, maker)
+    return failed
+
+
+def _preview(
+    row: Row, frame_scores: Sequence[Row], spans: Sequence[timelines.Span], config: SidecarConfig
+) -> bytes:
+    limit = 60.0 + PREVIEW_SECONDS_PER_SECOND * (row["duration_seconds"] or 60.0)
+    size_bytes, spool_bytes = row["size_bytes"] or 0, config.strips.spool_bytes
+    with (
+        storage.spooled(row["uri"], size_bytes, spool_bytes) as path,
+        tempfile.TemporaryDirectory(prefix="caan-preview-") as folder,
+        Sandbox(time_limit_seconds=limit) as sandbox,
+    ):
+        target = Path(folder) / "preview.mp4"
+        arguments = (target, list(frame_scores), list(spans), config.preview)
+        sandbox.run(_write_preview, path, *arguments)
+        return target.read_bytes()
+
+
+def _write_preview(path: str, *arguments: Any) -> int:
+    return write_preview(storage.open_ranges(path) if storage.is_s3(path) else path, *arguments)
+
+
+def _write_strip(
+    output: str, row: Row, person: Row, frame_scores: Sequence[Row], maker: StripMaker
+) -> None:
+    person_id = person["person_id"]
+    scores = [score for score in frame_scores if score["person_id"] == person_id]
+    frames = maker.frames(row, sorted(scores, key=lambda score: score["pts_seconds"]))
+    if not frames:
+        return
+    name = row["video_id"] if person["is_main"] else f"{row['video_id']}-{person_id}"
+    title = f"{row['uri'].rpartition('/')[2]} · {person_id or ''} {person['label'] or ''}"
+    if person["confidence"] is not None:
+        title += f" {person['confidence']:.2f}"
+    path = storage.join(output, "strips", f"{name}.png")
+    storage.write_bytes(path, plots.strip_plot(frames, title))
+
+
+def labels_as_csv(labels: pa.Table, emotions: Sequence[str]) -> str:
+    """A labels or windows table as CSV, the probabilities as columns `p_<emotion>`."""
+    plain = [name for name in labels.column_names if name != "probabilities"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*plain, *(f"p_{name}" for name in emotions)])
+    writer.writeheader()
+    for row in labels.to_pylist():
+        probabilities = dict(row.pop("probabilities") or ())
+        writer.writerow(row | {f"p_{name}": probabilities.get(name) for name in emotions})
+    return buffer.getvalue()
+
+
+def labels_as_json_lines(labels: pa.Table) -> str:
+    """A labels or windows table as JSON Lines, a row a line; probabilities as an object."""
+    lines = []
+    for row in labels.to_pylist():
+        row["probabilities"] = dict(row["probabilities"] or ()) or None
+        lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    return "".join(lines)
