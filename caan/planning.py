@@ -90,7 +90,8 @@ def _check_range(video: dict[str, Any], *, needs_duration: bool) -> None:
         raise InputError(f"{name} has no uri: give its file, or leave the row out.")
     if needs_duration and video["duration_seconds"] is None and end is None:
         raise InputError(
-            f"{name} (`{video['uri']}`) has no duration_seconds: write the manifest with jobs.index."
+            f"{name} (`{video['uri']}`) has no duration_seconds: write the manifest with "
+            "jobs.index."
         )
     if start is not None and not 0 <= start < math.inf:
         raise InputError(f"{name} has start_seconds {start}: it must be 0 or more.")

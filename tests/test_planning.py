@@ -1,5 +1,6 @@
 """Manifest rows become segments that cover the grid once, in shards that keep videos whole."""
 
+import itertools
 import math
 
 import pyarrow as pa
@@ -55,7 +56,7 @@ def test_segments_cover_the_grid_frames_of_a_video_once(row, fps, segment_frames
     assert len(covered) == len(expected) + reach
     assert all(s["num_frames"] <= segment_frames for s in plan[:-1])
     assert [s["segment_id"] for s in plan] == [segment_id_of("v0", s["first_index"]) for s in plan]
-    for before, after in zip(plan, plan[1:], strict=False):
+    for before, after in itertools.pairwise(plan):
         assert before["end_seconds"] == after["start_seconds"]
 
 
