@@ -15,8 +15,9 @@ import pyarrow as pa
 from PIL import Image
 
 from caan import html_page, storage
+from caan.colours import EMOTION_COLOURS
 from caan.evaluation import NO_LABEL, UNCERTAIN, EvaluatedVideo, Row
-from caan.plots import EMOTION_COLOURS, StripFrame
+from caan.plots import StripFrame
 
 MAX_VIDEOS = 20_000
 """Videos that a page holds; about 400 bytes each, and a browser filters that many at once."""

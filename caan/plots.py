@@ -12,22 +12,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.metrics import ReliabilityBin
 
-EMOTION_COLOURS = {
-    "anger": "#c8453b",
-    "anticipation": "#e08a2c",
-    "disgust": "#6f8f3a",
-    "fear": "#6d57a5",
-    "joy": "#e3b81f",
-    "neutral": "#8a8f98",
-    "sadness": "#3b74b4",
-    "surprise": "#2fa39a",
-    "trust": "#b0649c",
-}
-"""One colour per emotion, the same in every picture and page."""
-
-OTHER_COLOUR = "#5a5f66"
 INK = "#23272e"
 MUTED = "#6b717a"
 

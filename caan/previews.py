@@ -11,9 +11,10 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from caan.plots import EMOTION_COLOURS, OTHER_COLOUR
+from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
+from caan.thumbnails import open_source
 from caan.timelines import Span
-from caan.video import Source, VideoProbe, probe, sample_frames
+from caan.video import probe, sample_frames
 
 Row = Mapping[str, Any]
 
@@ -65,22 +66,22 @@ class _Person:
 
 
 def write_preview(
-    source: Source,
+    path: str,
     target: Path,
     frame_scores: Sequence[Row],
     spans: Sequence[Span],
     config: PreviewConfig,
-    about: VideoProbe | None = None,
 ) -> int:
     """Write an MP4 (H.264, silent, ready to stream) and give its number of pictures.
 
-    `frame_scores` are the video's rows, `spans` its people's labels (`timelines.spans_of`). The
+    `path` is local or s3://, `frame_scores` are the video's rows, `spans` its people's labels
+    (`timelines.spans_of`). The
     score bar is scaled to the person's highest score in the video.
 
     Raises:
         VideoError: the video cannot be decoded.
     """
-    about = about or probe(source)
+    about = probe(open_source(path))
     fps = min(config.max_fps, about.fps or config.max_fps)
     by_person: dict[str, list[Row]] = {}
     for row in frame_scores:
@@ -99,7 +100,7 @@ def write_preview(
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for frame in sample_frames(
-            source, fps=float(rate), max_side_pixels=config.max_side_pixels, probe=about
+            open_source(path), fps=float(rate), max_side_pixels=config.max_side_pixels, probe=about
         ):
             seconds = frame.frame_index / float(rate)
             picture = draw_people(frame.picture, people, seconds, scale)

@@ -90,13 +90,9 @@ def _preview(
         Sandbox(time_limit_seconds=limit) as sandbox,
     ):
         target = Path(folder) / "preview.mp4"
-        arguments = (target, list(frame_scores), list(spans), config.preview)
-        sandbox.run(_write_preview, path, *arguments)
+        rows = list(frame_scores)
+        sandbox.run(write_preview, path, target, rows, list(spans), config.preview)
         return target.read_bytes()
-
-
-def _write_preview(path: str, *arguments: Any) -> int:
-    return write_preview(storage.open_ranges(path) if storage.is_s3(path) else path, *arguments)
 
 
 def _write_strip(

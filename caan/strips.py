@@ -11,7 +11,7 @@ from caan import storage
 from caan.errors import StorageError, VideoError
 from caan.plots import StripFrame
 from caan.sandbox import Sandbox
-from caan.video import decode_at
+from caan.thumbnails import thumbnails
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class StripMaker:
         try:
             with storage.spooled(row["uri"], row["size_bytes"] or 0, config.spool_bytes) as path:
                 return list(
-                    self._sandbox.run(_decode, path, list(times_seconds), config.picture_pixels)
+                    self._sandbox.run(thumbnails, path, list(times_seconds), config.picture_pixels)
                 )
         except (VideoError, StorageError, FileNotFoundError) as error:
             logger.warning("no pictures of %s: %s", storage.redact(row["uri"]), error)
@@ -92,11 +92,6 @@ def most_probable(score: Mapping[str, Any]) -> str:
     """The emotion with the highest probability in a row; empty without probabilities."""
     probabilities = dict(score["probabilities"] or ())
     return max(probabilities, key=lambda name: probabilities[name]) if probabilities else ""
-
-
-def _decode(path: str, times_seconds: list[float], max_side_pixels: int) -> list[np.ndarray]:
-    source = storage.open_ranges(path) if storage.is_s3(path) else path
-    return decode_at(source, times_seconds, max_side_pixels=max_side_pixels)
 
 
 def _relative_box(

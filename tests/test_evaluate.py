@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from caan import storage
+from caan import on_ray, storage
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs import evaluate
 
@@ -42,13 +42,16 @@ def test_labels_by_hand_give_a_report_of_one_split(tmp_path: Path) -> None:
     assert f"{output}/report.html" in done.stderr + done.stdout
 
 
-def test_a_split_that_is_not_there_ends_with_one_sentence_and_code_2(tmp_path: Path) -> None:
+def test_a_split_that_is_not_there_ends_with_one_sentence_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels, manifest = write_tables(tmp_path)
     output = str(tmp_path / "report")
-    done = run("--labels", labels, "--manifest", manifest, "--output", output, "--split", "dev")
-    assert done.returncode == 2
-    assert "no manifest row has the split `dev`; there are test, train." in done.stderr
-    assert "Traceback" not in done.stderr
+    options = ["--labels", labels, "--manifest", manifest, "--output", output, "--split", "dev"]
+    assert on_ray.run_job(evaluate.Job, evaluate.main, options) == 2
+    assert capsys.readouterr().err == (
+        "error: no manifest row has the split `dev`; there are test, train.\n"
+    )
     assert not Path(output, "metrics.json").exists()
 
 

@@ -52,6 +52,16 @@ BOX = [20.0, 10.0, 60.0, 50.0]
 
 @pytest.fixture
 def label_folder(tmp_path: Path) -> Path:
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = write_run(tmp_path_factory.mktemp("built"))
+    return folder / "report", build(folder)
+
+
+def write_run(tmp_path: Path) -> Path:
     """Six manifest rows: right, wrong, uncertain, no face, broken file, never labelled."""
     write_clip(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(b"no video at all")
@@ -92,9 +102,9 @@ def build(folder: Path, config: ReportConfig | None = None) -> dict:
 
 
 def test_every_manifest_row_is_accounted_for_and_missing_labels_count_both_ways(
-    label_folder: Path,
+    built: tuple[Path, dict],
 ) -> None:
-    figures = build(label_folder)
+    _, figures = built
     assert figures["statuses"] == {"ok": 3, "no_face": 1, "unreadable": 1, "not_labelled": 1}
     assert sum(figures["labels"].values()) == 6
     assert figures["labels"]["no label"] == 4
@@ -105,9 +115,8 @@ def test_every_manifest_row_is_accounted_for_and_missing_labels_count_both_ways(
     assert figures["label_set"] == list(EMOTIONS)
 
 
-def test_the_report_folder_is_whole_and_names_random_weights(label_folder: Path) -> None:
-    figures = build(label_folder)
-    folder = label_folder / "report"
+def test_the_report_folder_is_whole_and_names_random_weights(built: tuple[Path, dict]) -> None:
+    folder, figures = built
     assert storage.read_json(folder / "metrics.json") == figures
     text = (folder / "report.md").read_text()
     assert "vggface:random:0" in text
