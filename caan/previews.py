@@ -75,8 +75,7 @@ def write_preview(
     """Write an MP4 (H.264, silent, ready to stream) and give its number of pictures.
 
     `path` is local or s3://, `frame_scores` are the video's rows, `spans` its people's labels
-    (`timelines.spans_of`). The
-    score bar is scaled to the person's highest score in the video.
+    (`timelines.spans_of`). The score bar is scaled to the person's highest score in the video.
 
     Raises:
         VideoError: the video cannot be decoded.
