@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 
 from caan.errors import InputError, Missing, StorageError
 
@@ -54,27 +56,35 @@ def is_s3(path: str) -> bool:
 
 
 def normalise(path: str | os.PathLike[str]) -> str:
-    """The form of `path` that ids are made of: absolute local path, or s3:// with no last slash."""
+    """The form of `path` that ids are made of: absolute local path or s3:// without a last slash.
+
+    Raises:
+        InputError: it is empty, has no bucket, or another scheme.
+    """
     text = os.fspath(path)
     if is_s3(text):
+        if not text[5:].strip("/"):
+            raise InputError(f"`{text}` names no bucket: give s3://bucket/...")
         return "s3://" + text[5:].strip("/")
-    if "://" in text and not text.startswith("file://"):
+    if not text:
+        raise InputError("an empty path names no file or folder: give one.")
+    if text.startswith("s3:") or ("://" in text and not text.startswith("file://")):
         raise InputError(
             f"cannot use `{redact(text)}`: only local paths and s3:// are read and written."
         )
     return os.path.abspath(text.removeprefix("file://"))
 
 
+_USER_INFO = re.compile(r"(?<=://)[^\s/@`]*@")
+_QUERY = re.compile(r"(https?://[^\s?`'\"]*)\?[^\s`'\"]*")
+
+
 def redact(text: str) -> str:
-    """`text` without credentials: user info and query of a URL, and the AWS secrets in use."""
+    """`text` without credentials: user info and query of URLs, and the AWS secrets in use."""
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
         if len(secret := os.environ.get(name, "")) >= 8:
             text = text.replace(secret, f"<{name}>")
-    if "://" in text:
-        scheme, _, rest = text.partition("://")
-        host, slash, tail = rest.partition("/")
-        text = f"{scheme}://{host.rpartition('@')[2]}{slash}{tail.partition('?')[0]}"
-    return text
+    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
 
 
 def join(folder: str | os.PathLike[str], *parts: str) -> str:
@@ -139,7 +149,7 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         raise StorageError(
             f"access denied while {doing} `{name}`: check the permissions or the AWS credentials."
         ) from error
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, BotoCoreError) as error:
         text = redact(" ".join(str(error).split()))
         if _is_denied(text):
             raise StorageError(
@@ -154,7 +164,11 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
 
 
 def _is_denied(text: str) -> bool:
-    marks = ("ACCESS_DENIED", "AccessDenied", "HTTP code 403", "Forbidden", "InvalidAccessKeyId")
+    marks = (
+        *("ACCESS_DENIED", "AccessDenied", "HTTP code 403", "HTTP status 403", "Forbidden"),
+        *("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH"),
+        *("SignatureDoesNotMatch", "Unable to locate credentials"),
+    )
     return any(mark in text for mark in marks)
 
 
@@ -303,7 +317,7 @@ def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -
     """One Parquet file, or all Parquet files under a folder in order of their names.
 
     Raises:
-        InputError: nothing is there, or it is not Parquet.
+        InputError: nothing is there, it is not Parquet, or its files do not fit together.
     """
     fs, _ = filesystem(path)
     names = [
@@ -319,10 +333,19 @@ def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -
             with explained(name, "reading"):
                 tables.append(pq.read_table(filesystem(name)[1], filesystem=fs, columns=columns))
         except (pa.ArrowInvalid, StorageError) as error:
-            if isinstance(error, StorageError) and "magic" not in str(error):
+            if isinstance(error, StorageError) and not _is_no_parquet(str(error)):
                 raise
             raise InputError(f"`{redact(name)}` is not a Parquet file.") from error
-    return pa.concat_tables(tables)
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"the tables under `{redact(os.fspath(path))}` do not have the same columns: {error}"
+        ) from error
+
+
+def _is_no_parquet(text: str) -> bool:
+    return any(mark in text for mark in ("Parquet magic bytes", "Parquet file size", "footer"))
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
@@ -404,8 +427,11 @@ def fetch(uri: str, cache_dir: str | os.PathLike[str]) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        _download(uri, temporary)
-        temporary.replace(target)
+        try:
+            _download(uri, temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     return target
 
 
