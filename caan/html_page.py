@@ -102,6 +102,7 @@ const D = JSON.parse(document.getElementById("data").textContent);
 const PAGE_ROWS = 200, NONE = "no label";
 const $ = id => document.getElementById(id);
 const colour = name => D.colours[name] || "#5a5f66";
+const personName = id => /^[0-9]+$/.test(id || "") ? "person " + id : id || "";
 const percent = x => x == null ? "" : (100 * x).toFixed(1) + "%";
 const clock = s => { const t = Math.max(0, Math.floor(s)), two = n => String(n).padStart(2, "0");
   return (t >= 3600 ? Math.floor(t / 3600) + ":" : "") + two(Math.floor(t / 60) % 60) + ":" +
@@ -134,7 +135,7 @@ function matches(row, without) {
   const q = $("q").value.trim().toLowerCase(), who = $("person").value.trim().toLowerCase();
   const outcome = $("outcome").value, min = Number($("min").value);
   if (q && !row.text.includes(q)) return false;
-  if (who && !(row.person.id || "").toLowerCase().includes(who)) return false;
+  if (who && !personName(row.person.id).toLowerCase().includes(who)) return false;
   if (min > 0 && !(row.person.confidence >= min)) return false;
   if (outcome && row.person.right !== (outcome === "right")) return false;
   for (const kind of ["label", "status"])
@@ -286,7 +287,7 @@ function rowNode(row) {
   const node = el("details", { class: "row", "data-video": video.id,
     "data-person": person.id || "" }, el("summary", {},
     el("span", { class: "name", title: video.uri }, video.name),
-    el("span", { class: "muted" }, person.id || ""), label, sure, outcome));
+    el("span", { class: "muted" }, personName(person.id)), label, sure, outcome));
   node.addEventListener("toggle", () => {
     if (!node.open || node.querySelector(".detail")) return;
     const detail = el("div", { class: "detail" });

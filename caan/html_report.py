@@ -185,10 +185,12 @@ def _subtitle(videos: Sequence[EvaluatedVideo], figures: Mapping[str, Any]) -> s
 
 
 def _warning(figures: Mapping[str, Any]) -> str:
+    unfinished = "" if figures.get("is_complete", True) else "The label run is unfinished. "
     if not figures.get("random_weights"):
-        return ""
+        return unfinished
     return (
-        f"Random weights: {', '.join(figures['random_weights'])}. These networks were never "
+        unfinished
+        + f"Random weights: {', '.join(figures['random_weights'])}. These networks were never "
         "trained: do not take the labels for what people feel."
     )
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.thumbnails import open_source
-from caan.timelines import Span
+from caan.timelines import Span, person_name
 from caan.video import probe, sample_frames
 
 Row = Mapping[str, Any]
@@ -135,7 +135,9 @@ def draw_people(
         label = person.label_at(seconds)
         colour = EMOTION_COLOURS.get(label[0], OTHER_COLOUR) if label else OTHER_COLOUR
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, height // 180))
-        text = " ".join(filter(None, [person_id, f"{label[0]} {label[1]:.2f}" if label else ""]))
+        text = " ".join(
+            filter(None, [person_name(person_id), f"{label[0]} {label[1]:.2f}" if label else ""])
+        )
         text_width = draw.textlength(text, font=font)
         left = min(max(0.0, x0), max(0.0, width - text_width - 6))
         top = y0 - size - 6 if y0 >= size + 6 else min(y1 + 8, height - size - 6)

@@ -18,6 +18,8 @@ from caan.label_run import LabelRun
 from caan.schema import STATUSES
 from caan.strips import StripConfig, StripMaker
 
+UNFINISHED = "the run of jobs.label was not complete when this was written; run it again."
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
@@ -50,6 +52,7 @@ def write_report(
     )
     figures = evaluation.score(videos, emotions)
     figures["split"] = config.split
+    figures["is_complete"] = bool(label_run.run.get("is_complete", True))
     figures["random_weights"] = random_weights(label_run)
     write_pictures(output, videos, figures)
     strips = write_strips(output, videos, label_run, emotions, config)
@@ -217,6 +220,8 @@ def report_markdown(figures: Mapping[str, Any], strips: Sequence[Strip]) -> str:
     """The report as Markdown; pictures and strips by relative path."""
     of_split = f" of the split `{figures['split']}`" if figures["split"] else ""
     lines = ["# Report", "", f"{figures['num_videos']} videos{of_split}.", ""]
+    if not figures["is_complete"]:
+        lines += [f"**Unfinished**: {UNFINISHED}", ""]
     if figures["random_weights"]:
         lines += [
             f"**Random weights**: {', '.join(figures['random_weights'])}. These networks were "

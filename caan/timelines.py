@@ -29,6 +29,11 @@ class Span:
     """0..1; of joined windows their mean, weighted by length."""
 
 
+def person_name(person_id: str | None) -> str:
+    """What a viewer reads: `person 0` for a bare number, else the id; empty without a person."""
+    return f"person {person_id}" if (person_id or "").isdigit() else person_id or ""
+
+
 def spans_of(rows: Iterable[Row], min_seconds: float = 0.001) -> list[Span]:
     """Spans without overlap per person, by person and time, from rows of labels or windows.
 
@@ -87,7 +92,7 @@ def webvtt(spans: Sequence[Span]) -> str:
     """
     lines = ["WEBVTT", ""]
     for span in sorted(spans, key=lambda s: (s.start_seconds, s.person_id)):
-        who = f"{span.person_id}: " if span.person_id else ""
+        who = f"{person_name(span.person_id)}: " if span.person_id else ""
         lines += [
             f"{_clock(span.start_seconds)} --> {_clock(span.end_seconds)}",
             html.escape(f"{who}{span.label} {span.confidence:.2f}", quote=False),
@@ -145,7 +150,7 @@ def elan(
     for person_id in people:
         own = [i for i, span in enumerate(spans) if span.person_id == person_id]
         for kind in ("emotion", "confidence"):
-            name = (person_id or "video") if kind == "emotion" else f"{person_id or 'video'} {kind}"
+            name = (person_name(person_id) or "video") + ("" if kind == "emotion" else f" {kind}")
             tier = _add(
                 document, "TIER", LINGUISTIC_TYPE_REF=kind, PARTICIPANT=person_id, TIER_ID=name
             )

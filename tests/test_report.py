@@ -87,7 +87,9 @@ def write_run(tmp_path: Path) -> Path:
     storage.write_table(
         table_of(frames, FRAME_SCORES_SCHEMA), folder / "frame_scores" / "part-0.parquet"
     )
-    storage.write_json(folder / "run.json", {"face_backbone": "vggface:random:0"})
+    storage.write_json(
+        folder / "run.json", {"face_backbone": "vggface:random:0", "is_complete": False}
+    )
     return tmp_path
 
 
@@ -120,6 +122,7 @@ def test_the_report_folder_is_whole_and_names_random_weights(built: tuple[Path, 
     assert storage.read_json(folder / "metrics.json") == figures
     text = (folder / "report.md").read_text()
     assert "vggface:random:0" in text
+    assert "**Unfinished**" in text
     assert "| **sum** | **6** |" in text
     for name in [*figures["pictures"], "strips/a.png", "strips/b.png"]:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")

@@ -40,6 +40,10 @@ def test_an_absence_is_not_filled_and_windows_without_label_leave_a_gap() -> Non
     assert timelines.spans_of([window("p0", 3, 3, "joy")]) == []
 
 
+def test_a_person_that_is_only_a_number_is_called_a_person() -> None:
+    assert [timelines.person_name(name) for name in ("0", "p1", None)] == ["person 0", "p1", ""]
+
+
 def test_webvtt_has_a_cue_per_span_in_time_order() -> None:
     spans = timelines.spans_of(
         [window("p1", 3661.25, 3662, "joy", 0.9), window("a<b", 0.5, 2, "fear", 0.25)]
