@@ -104,7 +104,8 @@ def _write_strip(
     if not frames:
         return
     name = row["video_id"] if person["is_main"] else f"{row['video_id']}-{person_id}"
-    title = f"{row['uri'].rpartition('/')[2]} · {timelines.person_name(person_id)} {person['label'] or ''}"
+    who = timelines.person_name(person_id)
+    title = f"{row['uri'].rpartition('/')[2]} · {who} {person['label'] or ''}"
     if person["confidence"] is not None:
         title += f" {person['confidence']:.2f}"
     path = storage.join(output, "strips", f"{name}.png")
