@@ -58,9 +58,7 @@ class Shard:
     @property
     def state(self) -> str:
         """Folder of its checkpoint and tries, gone when it is finished."""
-        return storage.join(
-            self.output, "state", f"attempt={self.attempt}-shard-{self.number:05d}"
-        )
+        return storage.join(self.output, "state", f"attempt={self.attempt}-shard-{self.number:05d}")
 
     def is_finished(self) -> bool:
         """Whether all its rows are written."""
@@ -129,16 +127,20 @@ def extend_plan(
     again: set[str] = set()
     if done is not None and recompute_changed:
         again = _changed_videos(plan, done)
-        done = done.filter(pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again), pa.string()))))
+        done = done.filter(
+            pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again), pa.string())))
+        )
     new = new_segments(plan, done)
-    first_time = new.filter(pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again), pa.string()))))
+    first_time = new.filter(
+        pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again), pa.string())))
+    )
     for number, shard_plan in enumerate(
         shards_of(first_time, SHARD_SEGMENTS),
         start=sum(shard.attempt == 0 for shard in shards),
     ):
         shard = Shard(output=output, name=name, attempt=0, number=number)
         storage.write_table(shard_plan, shard.plan)
-    if retry_failed and all(shard.is_finished() for shard in shards):
+    if retry_failed and shards and all(shard.is_finished() for shard in shards):
         again |= failed_videos(output, name)
     if again:
         attempt = max(shard.attempt for shard in shards) + 1
@@ -154,7 +156,9 @@ def extend_plan(
 
 def _changed_videos(plan: pa.Table, done: pa.Table) -> set[str]:
     keys = ["video_id", "etag", "size_bytes"]
-    old = {row["video_id"]: (row["etag"], row["size_bytes"]) for row in done.select(keys).to_pylist()}
+    old = {
+        row["video_id"]: (row["etag"], row["size_bytes"]) for row in done.select(keys).to_pylist()
+    }
     return {
         row["video_id"]
         for row in plan.select(keys).to_pylist()
@@ -175,9 +179,7 @@ def failed_videos(output: str, name: str) -> set[str]:
 def part_files(output: str, name: str) -> list[str]:
     """The Parquet files of a table, over all attempts and shards."""
     return [
-        file.uri
-        for file in _files(storage.join(output, name))
-        if file.uri.endswith(".parquet")
+        file.uri for file in _files(storage.join(output, name)) if file.uri.endswith(".parquet")
     ]
 
 
@@ -211,13 +213,15 @@ def latest_segments(
             for row in storage.read_table(file, keys).to_pylist():
                 latest[row["video_id"]] = max(latest.get(row["video_id"], 0), row["attempt"])
     for file in files:
-        table = storage.read_table(file, columns)
-        if latest:
+        if not latest:
+            table = storage.read_table(file, columns)
+        else:
+            read = columns and [*columns, *(key for key in keys if key not in columns)]
+            table = storage.read_table(file, read)
             keep = [
-                latest[row["video_id"]] == row["attempt"]
-                for row in table.select(keys).to_pylist()
+                latest[row["video_id"]] == row["attempt"] for row in table.select(keys).to_pylist()
             ]
-            table = table.filter(pa.array(keep))
+            table = table.filter(pa.array(keep, pa.bool_())).select(columns or table.column_names)
         if table.num_rows:
             yield table
 
