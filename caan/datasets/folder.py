@@ -1,6 +1,7 @@
 """Plain videos: a folder (class folders or not), glob or prefix, or a CSV or Parquet list."""
 
 import io
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from caan import storage
 from caan.errors import InputError
-from caan.schema import EMOTION_ALIASES, LABEL_SETS, MANIFEST_SCHEMA, canonical_emotion, video_id_of
+from caan.schema import EMOTION_ALIASES, LABEL_SETS, canonical_emotion, video_id_of
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,6 +33,12 @@ NOT_VIDEOS = (
 
 LIST_ENDINGS = (".csv", ".parquet")
 
+LIST_COLUMNS = (
+    *("video_id", "label", "split", "start_seconds", "end_seconds", "gender", "age_range"),
+    *("face_box", "face_pts_seconds"),
+)
+"""Columns of a list that the manifest takes over; all others are measured or ignored."""
+
 _KNOWN_EMOTIONS = {emotion for emotions in LABEL_SETS.values() for emotion in emotions} | set(
     EMOTION_ALIASES
 )
@@ -47,11 +54,14 @@ def read_folder(path: str) -> Iterable[dict[str, Any]]:
     if path.lower().endswith(LIST_ENDINGS) and not is_pattern:
         return _read_list(path)
     root = storage.normalise(path)
+    if is_pattern and not storage.exists(path):
+        root = re.split(r"[*?\[]", root, maxsplit=1)[0].rpartition("/")[0]
     rows = []
     for file in storage.list_files(path):
         if file.uri.lower().endswith(NOT_VIDEOS):
             continue
-        label, split = _from_folders(file.uri, "" if is_pattern else root)
+        # Only folders below the input say something: not /home/joy/clips.
+        label, split = _from_folders(file.uri, root)
         rows.append(_row(file, {"label": label, "split": split}))
     return rows
 
@@ -95,34 +105,54 @@ def _read_list(path: str) -> list[dict[str, Any]]:
         )
     base = storage.normalise(path).rpartition("/")[0]
     rows = []
+    first_with: dict[str, int] = {}
     for number, values in enumerate(table.to_pylist(), start=1):
+        where = f"row {number} of the list `{path}`"
         if not values[column]:
-            raise InputError(f"row {number} of the list `{path}` has no {column}.")
-        rows.append(_listed(values, str(values[column]), base, f"row {number} of `{path}`"))
+            raise InputError(f"{where} has no {column}.")
+        row = _listed(values, str(values[column]), base, where)
+        before = first_with.setdefault(row["video_id"], number)
+        if before != number:
+            raise InputError(f"{where} names the same video as row {before}: keep one of them.")
+        rows.append(row)
     return rows
 
 
 def _listed(values: dict[str, Any], name: str, base: str, where: str) -> dict[str, Any]:
-    known = {key: value for key, value in values.items() if key in MANIFEST_SCHEMA.names}
-    known = {key: None if value == "" else value for key, value in known.items()}
+    known = {key: values[key] for key in LIST_COLUMNS if values.get(key) not in (None, "")}
     for key in ("start_seconds", "end_seconds", "face_pts_seconds"):
-        if known.get(key) is not None:
-            known[key] = float(known[key])
-    if isinstance(known.get("face_box"), str):
-        numbers = [float(n) for n in re.findall(r"-?\d+(?:\.\d+)?", known["face_box"])]
-        if len(numbers) != 4:
-            raise InputError(f"{where}: face_box must be four numbers x0 y0 x1 y1.")
-        known["face_box"] = numbers
-    if known.get("label") is not None:
+        if key in known:
+            known[key] = _number(known[key], f"{where}: {key}")
+    start, end = known.get("start_seconds", 0.0), known.get("end_seconds", math.inf)
+    if not 0 <= start < math.inf:
+        raise InputError(f"{where}: start_seconds {start} must be 0 or more.")
+    if not start < end:
+        raise InputError(f"{where}: end_seconds {end} must lie after start_seconds {start}.")
+    if "face_box" in known:
+        known["face_box"] = _box(known["face_box"], where)
+    if "label" in known:
         known["label"] = canonical_emotion(str(known["label"]))
     for key in ("video_id", "split", "gender", "age_range"):
-        if known.get(key) is not None:
+        if key in known:
             known[key] = str(known[key])
-    known.pop("votes", None)
-    uri = name if name.startswith(("/", "s3://")) else storage.join(base, name)
+    uri = name if name.startswith(("/", "s3://", "file://")) else storage.join(base, name)
     try:
         file = storage.stat(uri)
     except FileNotFoundError:
         file = storage.StoredFile(uri=storage.normalise(uri), size_bytes=0, etag="")
         known |= {"status": "missing", "error": f"there is no file `{uri}`"}
     return _row(file, known)
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise InputError(f"{what} `{value}` is no number.") from error
+
+
+def _box(value: Any, where: str) -> list[float]:
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", value) if isinstance(value, str) else value
+    if len(numbers) != 4:
+        raise InputError(f"{where}: face_box must be four numbers x0 y0 x1 y1.")
+    return [float(number) for number in numbers]
