@@ -203,7 +203,7 @@ class SegmentCut:
 
 def segment_columns(request: dict[str, Any]) -> dict[str, Any]:
     """The columns that name a segment, from a row of the plan or of a later table."""
-    names = ("segment_id", "video_id", "start_seconds", "end_seconds", "attempt")
+    names = ("segment_id", "video_id", "start_seconds", "end_seconds", "attempt", "face_box")
     return {name: request[name] for name in names}
 
 

@@ -256,7 +256,7 @@ class FaceCutter:
         found = self.detector.detect(pictures) if pictures else []
         faces: list[dict[str, Any]] = []
         for frame, picture, detected in zip(row["frames"], pictures, found, strict=True):
-            marked = row.get("face_box")
+            marked = row["face_box"] and [value * frame["scale"] for value in row["face_box"]]
             kept = select_faces(
                 detected, self.config.face_policy, marked, self.config.max_faces_per_frame
             )

@@ -128,6 +128,7 @@ PICTURES_SCHEMA = pa.schema(
     [
         *_SEGMENT_FIELDS,
         *_OUTCOME_FIELDS,
+        ("face_box", _BOX),
         (
             "frames",
             pa.list_(
@@ -161,7 +162,8 @@ PICTURES_SCHEMA = pa.schema(
 )
 """What travels from the decoding stage to the networks: uint8 RGB pictures, 224x224x3 for faces and
 context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next, `scale`
-times the full size. `picture` is null for a frame that no network needs to see."""
+times the full size. `picture` is null for a frame that no network needs to see. `face_box` is the
+manifest's, in pixels of the full size, for the detector that comes next."""
 
 
 def features_schema(face_dim: int, context_dim: int) -> pa.Schema:
@@ -282,11 +284,11 @@ def canonical_emotion(name: str) -> str:
 
 
 def label_set_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """The first known label set that holds all `labels`; else the sorted labels themselves."""
+    """The emotions that occur, in the order of the first known label set that has them all."""
     found = set(labels)
     for emotions in LABEL_SETS.values():
         if found <= set(emotions):
-            return emotions
+            return tuple(emotion for emotion in emotions if emotion in found)
     return tuple(sorted(found))
 
 

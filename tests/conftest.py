@@ -1,13 +1,20 @@
 """Fixtures shared by the tests: real material when it lies beside the checkout."""
 
 import importlib.util
+import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import boto3
+import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+
+from caan.video import sample_frames
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -43,6 +50,21 @@ def carphone() -> Path:
     assert package is not None
     assert package.origin is not None
     return Path(package.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+
+
+@pytest.fixture(scope="session")
+def half_faceless(carphone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of 3 s at 10 pictures per second: a man's face until 1.5 s, then grey alone."""
+    path = tmp_path_factory.mktemp("clips") / "half_faceless.mp4"
+    faces = sample_frames(str(carphone), fps=10.0, num_frames=15, decoder="pyav")
+    pictures = [frame.picture for frame in faces] + [np.full((144, 176, 3), 90, np.uint8)] * 15
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "10", "g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture(scope="session")
