@@ -256,7 +256,10 @@ class FaceCutter:
         found = self.detector.detect(pictures) if pictures else []
         faces: list[dict[str, Any]] = []
         for frame, picture, detected in zip(row["frames"], pictures, found, strict=True):
-            marked = row["face_box"] and [value * frame["scale"] for value in row["face_box"]]
+            marked: Box | None = None
+            if row["face_box"] is not None:
+                x0, y0, x1, y1 = (value * frame["scale"] for value in row["face_box"])
+                marked = x0, y0, x1, y1
             kept = select_faces(
                 detected, self.config.face_policy, marked, self.config.max_faces_per_frame
             )
