@@ -28,7 +28,7 @@ from caan.cutting import (
     warm_up,
 )
 from caan.errors import Crashed, TimedOut, VideoError
-from caan.faces import DetectorConfig, load_detector, resize_context, select_faces
+from caan.faces import Box, DetectorConfig, load_detector, resize_context, select_faces
 from caan.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
 
