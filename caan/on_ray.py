@@ -23,7 +23,8 @@ J = TypeVar("J")
 
 MIN_LOGICAL_CPUS = 6
 """Logical CPUs of an embedded Ray. Ray's read, filter and write tasks of a dataset take a
-slot each beside the stages' actors; with fewer slots than stages a dataset waits for itself for ever."""
+slot each beside the stages' actors; with fewer slots than stages a dataset waits for itself for
+ever."""
 
 PROGRESS_SECONDS = 10.0
 """Time between two progress lines."""

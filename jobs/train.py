@@ -48,7 +48,7 @@ class Job:
     validation_fraction: float = 0.15
     """Share of the training videos held out; a `val` split of the manifest is used instead."""
     preset: Literal["default", "paper"] = "default"
-    """default, or paper: raw scores, frame softmax and triplet only. Other options change it."""
+    """Of model caan. paper: raw scores, frame softmax and triplet only. Other options change it."""
     shuffle_labels: bool = False
     """Train on labels dealt out at random: a control that must end at chance."""
     num_workers: int = 1
@@ -121,7 +121,8 @@ def read_data(job: Job) -> Data:
 
 def configs_of(job: Job) -> tuple[ModelConfig, TrainConfig]:
     """The preset with the options that the user changed, seeded."""
-    recipe = recipes.recipe(job.preset, seed=job.seed)
+    name = job.preset if job.model.name == "caan" else job.model.name
+    recipe = recipes.recipe(name, seed=job.seed)
     model = _changed(ModelConfig(), job.model, recipe.model)
     train = _changed(TrainConfig(), job.train, recipe.train)
     return model, dataclasses.replace(train, seed=job.seed)
@@ -232,6 +233,8 @@ def main(job: Job) -> int:
     storage.check_writable(job.output)
     model, train = configs_of(job)
     data = read_data(job)
+    if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
+        model = dataclasses.replace(model, null_face=True)
     logger.info(
         "%d training and %d validation videos of %s; face %d-d, context %d-d",
         len(data.train),

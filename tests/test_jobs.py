@@ -1,0 +1,221 @@
+"""The jobs as a user runs them: one chain on S3, the command lines, and bad input."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import ray
+
+from caan import on_ray, schema, storage
+from caan.errors import InputError
+from caan.video import sample_frames
+from jobs import evaluate, extract, index, label, train
+from jobs.pipeline import Resources
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = ("index", "extract", "train", "label", "evaluate", "demo")
+STARTER = {
+    "detector": "libfacedetection",
+    "face_backbone": "starter_face",
+    "context_backbone": "starter_context",
+}
+
+
+def write_clip(path: Path, pictures: list[np.ndarray], fps: int = 12) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, carphone: Path) -> Path:
+    """Eight clips of one man, red under `anger` and green under `happy`; one file is no video."""
+    folder = tmp_path_factory.mktemp("corpus")
+    pictures = [frame.picture for frame in sample_frames(str(carphone), fps=12.0)]
+    for number in range(8):
+        emotion, channel = (("anger", 0), ("happy", 1))[number % 2]
+        some = [picture.copy() for picture in pictures[number * 4 : number * 4 + 12]]
+        for picture in some:
+            picture[..., channel] = np.minimum(picture[..., channel].astype(int) + 60, 255)
+        for split, last in (("train", 6), ("test", 8)):
+            if last - 6 <= number < last and (split == "test") == (number >= 6):
+                (folder / split / emotion).mkdir(parents=True, exist_ok=True)
+                write_clip(folder / split / emotion / f"{number}.mp4", some)
+    (folder / "train" / "anger" / "text.mp4").write_text("this is no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: str) -> Iterator[str]:
+    """A bucket that Ray's workers reach too: the variables stand before Ray starts."""
+    variables = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "testing-key",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="archive")
+        yield "s3://archive"
+
+
+@pytest.fixture(scope="module")
+def running_ray(bucket: str) -> Iterator[None]:
+    on_ray.start()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_the_whole_chain_runs_on_s3_and_resumes(
+    corpus: Path, bucket: str, running_ray: None
+) -> None:
+    storage.copy_folder(corpus, f"{bucket}/videos")
+    manifest = f"{bucket}/manifest.parquet"
+    assert index.main(index.Job(input=f"{bucket}/videos", output=manifest)) == 0
+    rows = storage.read_table(manifest).to_pylist()
+    assert len(rows) == 9
+    assert {row["status"] for row in rows if "text" in row["uri"]} == {"unreadable"}
+    assert {row["label"] for row in rows} == {"anger", "joy"}
+    ids = {row["uri"]: row["video_id"] for row in rows}
+
+    job = extract.Job(
+        manifest=manifest,
+        output=f"{bucket}/features",
+        fps=4.0,
+        segment_frames=2,
+        resources=Resources(decoders=2),
+        **STARTER,
+    )
+    assert extract.main(job) == 0
+    record = storage.read_json(f"{bucket}/features/run.json")
+    assert record["statuses"] == {"ok": 8, "unreadable": 1}
+    assert record["is_complete"]
+    names = [file.uri for file in storage.list_files(f"{bucket}/features/features")]
+    segments = storage.read_table(f"{bucket}/features/features")
+    assert segments.schema.equals(schema.features_schema(260, 1280))
+    segment_ids = segments["segment_id"].to_pylist()
+    assert len(set(segment_ids)) == len(segment_ids)
+
+    assert extract.main(job) == 0  # again: nothing is done twice
+    assert [file.uri for file in storage.list_files(f"{bucket}/features/features")] == names
+    with pytest.raises(InputError, match="fps"):
+        extract.main(extract.Job(manifest=manifest, output=f"{bucket}/features", **STARTER))
+
+    model = f"{bucket}/model"
+    settings = train.TrainConfig(epochs=12, learning_rate=1e-3, batch_videos=8)
+    features = f"{bucket}/features"
+    assert train.main(train.Job(features=features, output=model, train=settings)) == 0
+
+    labels = f"{bucket}/labels"
+    assert label.main(label.Job(manifest=manifest, model=model, output=labels)) == 0
+    found = storage.read_table(f"{labels}/labels")
+    assert found.schema.equals(schema.LABELS_SCHEMA)
+    by_id = {row["video_id"]: row for row in found.to_pylist()}
+    assert set(by_id) == set(ids.values())
+    right = [by_id[row["video_id"]]["label"] == row["label"] for row in rows if row["width"]]
+    assert np.mean(right) >= 0.75
+    scores = storage.read_table(f"{labels}/frame_scores")
+    assert scores.schema.equals(schema.FRAME_SCORES_SCHEMA)
+    for video_id in {row["video_id"] for row in scores.to_pylist()}:
+        of_video = scores.filter(pc.equal(scores["video_id"], video_id))
+        assert sum(of_video["emotion_score"].to_pylist()) == pytest.approx(1.0, abs=1e-4)
+
+    report = f"{bucket}/report"
+    assert evaluate.main(evaluate.Job(labels=labels, manifest=manifest, output=report)) == 0
+    assert storage.read_json(f"{report}/metrics.json")["statuses"] == {"ok": 8, "unreadable": 1}
+    assert "testing-secret" not in json.dumps(storage.read_json(f"{labels}/run.json"))
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_explains_itself(job: str) -> None:
+    result = run(f"jobs.{job}", "--help")
+    assert result.returncode == 0
+    assert f"python -m jobs.{job}" in result.stdout
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+    (folder / "empty").mkdir()
+    storage.write_table(pa.table({"name": ["x"]}), folder / "wrong.parquet")
+    (folder / "list.csv").write_text("name,label\na.mp4,joy\n")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "letter.txt").write_text("mine")
+    rows = [{"video_id": "a", "uri": "/nowhere.mp4", "duration_seconds": 1.0}]
+    storage.write_table(schema.table_of(rows, schema.MANIFEST_SCHEMA), folder / "good.parquet")
+    (folder / "file").write_text("")
+    starter = [f"--{name.replace('_', '-')}={value}" for name, value in STARTER.items()]
+    at = str(folder)
+    return {
+        "missing path": (["index", "--input", f"{at}/no", "--output", f"{at}/m.parquet"], "no"),
+        "empty folder": (["index", "--input", f"{at}/empty", "--output", f"{at}/m.parquet"], "empty"),
+        "list without paths": (
+            ["index", "--input", f"{at}/list.csv", "--output", f"{at}/m.parquet"],
+            "column `uri` or `path`",
+        ),
+        "wrong schema": (
+            ["extract", "--manifest", f"{at}/wrong.parquet", "--output", f"{at}/o", *starter],
+            "video_id",
+        ),
+        "output of others": (
+            ["extract", "--manifest", f"{at}/good.parquet", "--output", f"{at}/taken", *starter],
+            "taken",
+        ),
+        "unwritable output": (
+            ["extract", "--manifest", f"{at}/good.parquet", "--output", f"{at}/file/o", *starter],
+            "cannot write",
+        ),
+        "no weights": (
+            ["extract", "--manifest", f"{at}/good.parquet", "--output", f"{at}/o",
+             "--detector", "libfacedetection", "--face-weights", f"{at}/none.pth"],
+            "none.pth",
+        ),
+        "features that are none": (
+            ["train", "--features", f"{at}/empty", "--output", f"{at}/model"], "run.json"
+        ),
+        "another backbone than the model's": (
+            ["label", "--manifest", f"{at}/good.parquet", "--output", f"{at}/l",
+             "--face-backbone", "vggface"],
+            "starter_face",
+        ),
+        "model that is none": (
+            ["label", "--manifest", f"{at}/good.parquet", "--output", f"{at}/l",
+             "--model", f"{at}/empty"],
+            "config.json",
+        ),
+    }  # fmt: skip
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = {"index": index, "extract": extract, "train": train, "label": label}
+    for what, ((name, *arguments), expected) in bad_inputs(tmp_path).items():
+        module = jobs[name]
+        code = on_ray.run_job(module.Job, module.main, arguments)
+        said = capsys.readouterr().err
+        assert code == 2, what
+        assert said.startswith("error: "), what
+        assert expected in said, what
+        assert said.count("\n") == 1, what
+    assert not ray.is_initialized()
