@@ -156,6 +156,12 @@ class Run:
         if not 0.0 <= self.min_ok <= 1.0:
             raise InputError(f"--min-ok {self.min_ok} is not a share from 0 to 1.")
         manifest = check_manifest(storage.read_table(self.manifest_uri), self.manifest_uri)
+        if self.config.face_policy == "marked" and manifest["face_box"].null_count:
+            raise InputError(
+                f"--face-policy marked needs a face_box for every video, and manifest "
+                f"`{self.manifest_uri}` has {manifest['face_box'].null_count} without: give them "
+                "in a list to jobs.index, or use --face-policy main."
+            )
         of = configs.to_dict(self.config) | self.identity
         fingerprint = configs.fingerprint(of)
         runs.open_output(self.output, of, fingerprint, self.on_change)
