@@ -20,7 +20,7 @@ from caan.checkpoint import ModelInfo, save_model
 from caan.models import FrameBatch, Head, ModelConfig, build_model
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import blur, cover, warp
-from caan.starter.network import NUM_EMBEDDED, StarterFace
+from caan.starter.network import NUM_EMBEDDED, WEIGHTS, StarterFace
 from caan.starter.recipe import load_faces
 
 LOGGER = logging.getLogger(__name__)
@@ -39,9 +39,11 @@ class HeadConfig:
     """Parquet of (split, label, jpeg): FER2013."""
     output: Path
     """Model folder to write."""
-    pictures: int = 9000
+    weights: Path = WEIGHTS
+    """Weights of the face network."""
+    pictures: int = 4000
     """Training faces in the bank; each once clear and once spoiled."""
-    steps: int = 1500
+    steps: int = 700
     """Optimiser steps."""
     batch: int = 128
     """Videos per step."""
@@ -229,7 +231,7 @@ def train_scorer(head: Head, bank: Bank, config: HeadConfig) -> None:
 def make_head(config: HeadConfig) -> dict[str, float]:
     """Train the starter head, write its model folder, give what it reached on validation faces."""
     torch.manual_seed(config.seed)
-    network = StarterFace()
+    network = StarterFace(config.weights)
     faces, labels = load_faces(config.faces, "train")
     chosen = torch.randperm(len(faces))[: config.pictures]
     bank = Bank(network, faces[chosen], labels[chosen])

@@ -1,0 +1,142 @@
+"""What the starter's face network reaches, and its speed: writes benchmarks/starter.json.
+
+python -m benchmarks.starter --faces fer2013.parquet --output benchmarks/starter.json
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from caan.schema import EMOTIONS
+from caan.starter.augmentation import augment, blur, warp
+from caan.starter.head import spoil
+from caan.starter.network import WEIGHTS, StarterFace
+from caan.starter.recipe import load_faces
+
+VARIANTS = (
+    "as it is", "224 pixels", "20 pixels", "14 pixels", "blurred 1.5", "dark 0.25 noisy",
+    "turned 20 degrees", "looser 1.3", "tighter 0.85", "mouth covered", "eyes covered",
+    "training changes",
+)  # fmt: skip
+
+
+def vary(faces: Tensor, name: str) -> Tensor:
+    """Validation faces float [N, 1, H, W] under one change."""
+    if name.endswith(" pixels"):
+        side = int(name.split()[0])
+        return functional.interpolate(faces, size=(side, side), mode="bilinear", antialias=True)
+    if name == "blurred 1.5":
+        return blur(faces, 1.5)
+    if name == "dark 0.25 noisy":
+        return (faces * 0.25 + torch.randn_like(faces) * 3).clamp(0, 255)
+    if name == "training changes":
+        return augment(faces, 96)
+    if name == "mouth covered":
+        return torch.cat([faces[:, :, :30], torch.full_like(faces[:, :, 30:], 120)], dim=2)
+    if name == "eyes covered":
+        band = torch.full_like(faces[:, :, 12:22], 40)
+        return torch.cat([faces[:, :, :12], band, faces[:, :, 22:]], dim=2)
+    if name in ("looser 1.3", "tighter 0.85", "turned 20 degrees"):
+        scale = {"looser 1.3": 1.3, "tighter 0.85": 0.85}.get(name, 1.0)
+        angle = torch.tensor(0.349 if name.startswith("turned") else 0.0)
+        matrix = torch.tensor(
+            [[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0]]
+        ) * torch.tensor([scale, scale, 1.0])
+        grid = functional.affine_grid(matrix.expand(len(faces), 2, 3), [len(faces), 1, 96, 96])
+        return functional.grid_sample(faces, grid, padding_mode="border", align_corners=False)
+    return faces
+
+
+def logits_of(network: StarterFace, faces: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([
+            network.logits(part.round().byte().expand(-1, 3, -1, -1).movedim(1, 3))
+            for part in faces.split(64)
+        ])  # fmt: skip
+
+
+def describe(logits: Tensor, labels: Tensor) -> dict[str, object]:
+    """Accuracy, recalls, confusion and calibration error; disgust only where it is named."""
+    told = labels != EMOTIONS.index("disgust")
+    guess, confidence = logits.argmax(1), logits.softmax(1).amax(1)
+    right = guess == labels
+    error = 0.0
+    for low in torch.arange(15) / 15:
+        inside = told & (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            gap = (right[inside].float().mean() - confidence[inside].mean()).abs()
+            error += float(gap * inside.sum() / told.sum())
+    confusion = torch.zeros(7, 7, dtype=torch.int64)
+    for truth, given in zip(labels.tolist(), guess.tolist(), strict=True):
+        confusion[truth, given] += 1
+    return {
+        "num_faces_without_disgust": int(told.sum()),
+        "accuracy_without_disgust": round(float(right[told].float().mean()), 4),
+        "calibration_error": round(error, 4),
+        "recall": {e: round(float(right[labels == k].float().mean()), 3)
+                   for k, e in enumerate(EMOTIONS)},
+        "precision": {e: round(float(right[guess == k].float().mean()), 3)
+                      for k, e in enumerate(EMOTIONS)},
+        "confusion_rows_truth": confusion.tolist(),
+    }  # fmt: skip
+
+
+def milliseconds_per_face(network: StarterFace, batch: int) -> float:
+    """CPU milliseconds per face of 224x224 colour crops, best of five; one thread."""
+    pictures = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
+    best = float("inf")
+    with torch.no_grad():
+        network(pictures)
+        for _ in range(5):
+            start = time.process_time()
+            network(pictures)
+            best = min(best, time.process_time() - start)
+    return round(1000 * best / batch, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faces", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--variant-faces", type=int, default=1200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = StarterFace()
+    record: dict[str, object] = {
+        "identity": network.identity,
+        "weights_bytes": WEIGHTS.stat().st_size,
+        "temperature": round(float(network.temperature), 3),
+        "cpu_ms_per_face_one_thread": {
+            str(batch): milliseconds_per_face(network, batch) for batch in (1, 8, 32)
+        },
+        "load_average_while_timed": round(os.getloadavg()[0], 1),
+    }
+    for split in ("val", "test"):
+        faces, labels = load_faces(options.faces, split)
+        record[split] = describe(logits_of(network, faces.float()), labels)
+    faces, labels = load_faces(options.faces, "val")
+    chosen = torch.nonzero(labels != EMOTIONS.index("disgust")).flatten()
+    chosen = chosen[torch.randperm(len(chosen))[: options.variant_faces]]
+    faces, labels = faces[chosen].float(), labels[chosen]
+    table = {}
+    for name in VARIANTS:
+        told = describe(logits_of(network, vary(faces, name)), labels)
+        table[name] = {k: told[k] for k in ("accuracy_without_disgust", "calibration_error")}
+    spoiled = describe(logits_of(network, spoil(warp(faces, 96, 0.0))), labels)
+    table["spoiled as for the head"] = {
+        k: spoiled[k] for k in ("accuracy_without_disgust", "calibration_error")
+    }
+    record["validation_variants"] = table
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
