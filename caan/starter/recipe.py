@@ -2,9 +2,9 @@
 
     python -m caan.starter.recipe --faces fer2013.parquet --output DIR
 
-Two processes of one thread each share every step (on small machines this runs several times as
-fast as one process of two threads, whose threads wait for each other in every layer). The same
-command continues a run that was stopped. DIR gets `starter_face.safetensors`, `training.jsonl` and `model/`.
+Two processes of one thread each share every step: on cores that others use too, two threads of one
+process waited for each other in every layer and were slower than one thread alone. The same command
+continues a run that was stopped. DIR gets `starter_face.safetensors`, `training.jsonl`, `model/`.
 """
 
 import copy
