@@ -45,7 +45,7 @@ def repeat(source: Path, target: Path, times: int) -> None:
         stream = read.streams.video[0]
         copied = write.add_stream_from_template(stream)
         packets = [packet for packet in read.demux(stream) if packet.dts is not None]
-        length = int(round(60 / stream.time_base))
+        length = round(60 / stream.time_base)
         first = [(packet.pts, packet.dts) for packet in packets]
         for number in range(times):
             for packet, (pts, dts) in zip(packets, first, strict=True):

@@ -102,6 +102,9 @@ class StarterFace(nn.Module):
     Source: our choice; see MODEL_CARD.md.
     """
 
+    temperature: Tensor
+    """Logits are divided by this, so that the confidence is right on validation faces."""
+
     def __init__(self, weights: Path | None = WEIGHTS) -> None:
         super().__init__()
         trunk = build_trunk()

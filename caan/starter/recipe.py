@@ -85,7 +85,7 @@ def load_faces(path: Path, split: str) -> tuple[Tensor, Tensor]:
     """Faces uint8 [N, 1, 48, 48] and labels int64 [N] of one split of FER2013."""
     table = pq.read_table(path, filters=[("split", "==", split)])
     pictures = [
-        cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+        np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE))
         for jpeg in table["jpeg"].to_pylist()
     ]
     labels = [EMOTIONS.index(label) for label in table["label"].to_pylist()]
@@ -312,15 +312,16 @@ def train(rank: int, config: RecipeConfig) -> None:
         loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
-        gradient = torch.cat([p.grad.flatten() for p in parameters])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradient = torch.cat([part.flatten() for part in gradients])
         if config.processes > 1:
             distributed.all_reduce(gradient)
             gradient /= config.processes
         gradient *= (1.0 / (gradient.norm() / 5.0)).clamp(max=1.0)
         offset = 0
-        for p in parameters:
-            p.grad.copy_(gradient[offset : offset + p.numel()].view_as(p))
-            offset += p.numel()
+        for part in gradients:
+            part.copy_(gradient[offset : offset + part.numel()].view_as(part))
+            offset += part.numel()
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * group["factor"] * learning_rate_at(progress)
         optimiser.step()
