@@ -212,6 +212,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = {"index": index, "extract": extract, "train": train, "label": label}
+    ray_was_there = ray.is_initialized()  # another test's
     for what, ((name, *arguments), expected) in bad_inputs(tmp_path).items():
         module = jobs[name]
         code = on_ray.run_job(module.Job, module.main, arguments)
@@ -220,4 +221,4 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(
         assert said[-1].startswith("error: "), what
         assert expected in said[-1], what
         assert sum("error" in line for line in said) == 1, what
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == ray_was_there, "bad input is refused before Ray starts"

@@ -1,0 +1,139 @@
+"""The whole chain on a composed corpus with seeded random VGGs: writes benchmarks/composed.json.
+
+Compose the two halves first (faces of the splits apart), then run:
+
+    python make_corpus.py --faces fer2013.parquet --split train --videos 700 --seed 1 --output corpus/train
+    python make_corpus.py --faces fer2013.parquet --split test --videos 700 --seed 2 --output corpus/test
+    python -m benchmarks.composed --corpus corpus --work work --fps 1
+
+Every step is the job that a user runs; those whose output is there are not repeated. Four heads
+learn from the same features: face and context, each alone, and both with shuffled labels (the
+control). Their test accuracy is over all test videos, one without a face counting as wrong. The
+main model then labels `--label-videos` test videos from the files themselves by jobs.label, and
+those labels are compared with the ones that the stored features gave.
+"""  # noqa: E501
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from caan import checkpoint, metrics, runs
+from caan.packing import PackedVideos, pack_features
+from caan.prediction import predict
+
+HEADS = {
+    "caan": [],
+    "context_only": ["--model.modality", "context"],
+    "face_only": ["--model.modality", "face"],
+    "face_only_shuffled_labels": ["--model.modality", "face", "--shuffle-labels"],
+    "caan_shuffled_labels": ["--shuffle-labels"],
+}
+RANDOM_VGGS = ["--face-weights", "random", "--context-weights", "random"]
+
+
+def run(commands: list[str], job: str, *arguments: object) -> None:
+    """One job as a user runs it; its command is recorded without the folders' parents."""
+    words = ["-m", f"jobs.{job}", *map(str, arguments)]
+    commands.append(" ".join(["python", *(Path(w).name if "/" in w else w for w in words)]))
+    print(commands[-1], flush=True)
+    subprocess.run([sys.executable, *words], check=True)
+
+
+def score(model: Path, videos: PackedVideos, ids: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Figures on these videos, and the label of each ("" without a face)."""
+    loaded = checkpoint.load_model(model)
+    probabilities_VK = predict(loaded.head, videos, centroids_KR=loaded.centroids_KR).probabilities(
+        loaded.info.rule, loaded.info.temperature
+    )
+    chosen_V = np.where(videos.counts_V > 0, probabilities_VK.argmax(1), metrics.NO_PREDICTION)
+    found = metrics.summarise(
+        metrics.confusion_matrix(
+            videos.labels_V.tolist(), chosen_V.tolist(), len(videos.label_set)
+        ),
+        videos.label_set,
+    )
+    kept = ("num_videos", "num_right", "accuracy", "accuracy_interval_95", "uar", "macro_f1")
+    labels = [videos.label_set[k] if k >= 0 else "" for k in chosen_V]
+    assert len(labels) == len(ids)
+    return {name: found[name] for name in kept if name in found}, labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/composed.json"))
+    parser.add_argument("--fps", type=float, default=1.0)
+    parser.add_argument("--label-videos", type=int, default=70)
+    options = parser.parse_args()
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    manifest_path, features = work / "manifest.parquet", work / "features"
+    commands: list[str] = []
+    run(commands, "index", "--input", options.corpus, "--output", manifest_path)
+    run(
+        commands, "extract", "--manifest", manifest_path, "--output", features,
+        "--detector", "libfacedetection", *RANDOM_VGGS, "--fps", options.fps,
+    )  # fmt: skip
+    manifest = pq.read_table(manifest_path)
+    packed = pack_features(
+        runs.latest_segments(
+            str(features), "features", ["segment_id", "video_id", "attempt", "frames", "faces"]
+        ),
+        manifest,
+        sorted(set(manifest["label"].to_pylist())),
+    )
+    test = packed.split("test")
+    rows = manifest.filter(pa.compute.equal(manifest["split"], "test"))
+    ids = rows["video_id"].to_pylist()
+    assert list(test.video_ids_V) == ids
+    heads, labels = {}, {}
+    for name, changes in HEADS.items():
+        if not (work / name / "metrics.json").exists():
+            run(commands, "train", "--features", features, "--output", work / name, *changes)
+        else:
+            commands.append(" ".join(["(kept) jobs.train", "--output", name, *changes]))
+        heads[name], labels[name] = score(work / name, test, ids)
+        print(name, heads[name], flush=True)
+    part = rows.take(np.linspace(0, len(ids) - 1, options.label_videos).astype(int))
+    pq.write_table(part, work / "part.parquet")
+    run(
+        commands, "label", "--manifest", work / "part.parquet", "--model", work / "caan",
+        "--output", work / "labels",
+    )  # fmt: skip
+    run(
+        commands, "evaluate", "--labels", work / "labels", "--manifest", work / "part.parquet",
+        "--output", work / "report",
+    )  # fmt: skip
+    named = dict(zip(ids, labels["caan"], strict=True))
+    table = pq.read_table(work / "labels" / "labels")
+    pairs = zip(table["video_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    same = [named[video_id] == (label or "") for video_id, label in pairs]
+    record = json.loads((features / "run.json").read_text())
+    kept = ("network_share", "batch_fill", "frames_per_second", "seconds", "statuses", "versions")
+    result = {
+        "commands": commands,
+        "num_train": int((packed.splits_V == "train").sum()),
+        "num_test": len(ids),
+        "test_videos_with_a_face": int((test.counts_V > 0).sum()),
+        "mean_frames_with_a_face": float(test.counts_V.mean()),
+        "test": heads,
+        "extraction": {name: record[name] for name in kept},
+        "labelled_from_the_files": {"videos": len(same), "same_label_as_features": sum(same)},
+        "report": json.loads((work / "report" / "metrics.json").read_text())["all_videos"][
+            "accuracy"
+        ],
+    }
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
