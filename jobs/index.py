@@ -13,13 +13,13 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import ray
 
 from caan import on_ray, storage
-from caan.datasets import DATASETS
+from caan.datasets import DATASETS, check_labels, check_splits, compare_counts
 from caan.errors import InputError
 from caan.indexing import IndexProber
 from caan.schema import MANIFEST_SCHEMA, table_of
@@ -37,10 +37,41 @@ class Job:
     """The manifest to write: a .parquet file, local or s3://."""
     dataset: str = "folder"
     """Layout of the input: folder (class folders give labels) or a data set's name."""
+    lists: str = ""
+    """Folder of the published train and test lists; empty: somewhere under the input."""
+    published_split: int = 1
+    """Number of the published train-test split, from 1."""
+    shared_videos: Literal["error", "keep"] = "error"
+    """What to do with videos that are in more than one split, by id or content."""
     split: str = ""
     """Split of videos that the input gives none for: train, val or test."""
     probes: int = 0
     """Probing actors; 0: one per core."""
+
+
+def list_rows(job: Job) -> list[dict[str, Any]]:
+    """Rows of the data set, checked, not probed yet.
+
+    Raises:
+        InputError: no videos, foreign labels, or splits that share videos.
+    """
+    dataset = DATASETS[job.dataset]
+    if not 1 <= job.published_split <= dataset.num_splits:
+        raise InputError(
+            f"--published-split {job.published_split}: data set `{job.dataset}` has the splits "
+            f"1 to {dataset.num_splits}."
+        )
+    rows = dataset.read(job.input, job.lists, job.published_split)
+    if not rows:
+        raise InputError(f"no video is under `{job.input}`: check the path.")
+    check_labels(rows, dataset, job.dataset)
+    if job.shared_videos == "error":
+        check_splits(rows)
+    for sentence in compare_counts(rows, dataset):
+        logger.info("%s, %s", job.dataset, sentence)
+    if dataset.is_face_crops:
+        logger.warning("%s holds cut-out faces only: use no context branch", job.dataset)
+    return rows
 
 
 def main(job: Job) -> int:
@@ -53,9 +84,7 @@ def main(job: Job) -> int:
         raise InputError(f"--output `{job.output}` must name a .parquet file.")
     storage.check_writable(job.output.rpartition("/")[0] or ".")
     start_seconds = time.perf_counter()
-    rows: list[dict[str, Any]] = list(DATASETS[job.dataset](job.input))
-    if not rows:
-        raise InputError(f"no video is under `{job.input}`: check the path.")
+    rows = list_rows(job)
     rows = [row | {"split": row.get("split") or job.split or None} for row in rows]
     logger.info("%d videos listed in %.1f s", len(rows), time.perf_counter() - start_seconds)
     on_ray.start()
@@ -76,7 +105,8 @@ def main(job: Job) -> int:
         .to_arrow_refs()
     )
     manifest = pa.concat_tables(ray.get(probed)).cast(MANIFEST_SCHEMA).sort_by("uri")
-    storage.write_table(manifest, job.output)
+    facts = {"dataset": job.dataset, "face_crops": str(DATASETS[job.dataset].is_face_crops)}
+    storage.write_table(manifest.replace_schema_metadata(facts), job.output)
     statuses = Counter(manifest["status"].to_pylist())
     seconds = time.perf_counter() - start_seconds
     hours = sum(manifest["duration_seconds"].drop_null().to_pylist()) / 3600

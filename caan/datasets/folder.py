@@ -66,6 +66,52 @@ def read_folder(path: str) -> Iterable[dict[str, Any]]:
     return rows
 
 
+def read_plain_folder(path: str, lists: str, split: int) -> list[dict[str, Any]]:
+    """`read_folder`; there are no lists and no published splits."""
+    return list(read_folder(path))
+
+
+def read_class_folders(path: str, lists: str, split: int) -> list[dict[str, Any]]:
+    """Rows of a folder whose every video lies in a folder named after its emotion.
+
+    Raises:
+        InputError: a video lies in no such folder.
+    """
+    rows = list(read_folder(path))
+    if bare := [row["uri"] for row in rows if not row["label"]]:
+        raise InputError(
+            f"{len(bare)} videos lie in no folder named after an emotion, such as `{bare[0]}`: "
+            "use `--dataset folder` for videos without labels."
+        )
+    return rows
+
+
+def read_split_folders(path: str, lists: str, split: int) -> list[dict[str, Any]]:
+    """Rows of `<split>/<emotion>/<video>` (CAER, AFEW).
+
+    Raises:
+        InputError: a video lies in no folder named after an emotion or a split.
+    """
+    rows = read_class_folders(path, lists, split)
+    if bare := [row["uri"] for row in rows if not row["split"]]:
+        raise InputError(
+            f"{len(bare)} videos lie in no folder train, val or test, such as `{bare[0]}`: give "
+            "the folder above those, or use `--dataset class_folders`."
+        )
+    return rows
+
+
+def read_list(path: str, lists: str, split: int) -> list[dict[str, Any]]:
+    """Rows of a CSV or Parquet list (the form that HEIV takes here).
+
+    Raises:
+        InputError: not the path of a list, or a bad list.
+    """
+    if not path.lower().endswith(LIST_ENDINGS):
+        raise InputError(f"`{path}` is no list: give a .csv or .parquet file.")
+    return _read_list(path)
+
+
 def _row(file: storage.StoredFile, known: dict[str, Any]) -> dict[str, Any]:
     start, end = known.get("start_seconds"), known.get("end_seconds")
     return known | {

@@ -1,0 +1,127 @@
+"""What a data set is to the index: a reader, the published figures, and checks of its splits."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from caan import storage
+from caan.errors import InputError
+from caan.schema import LABEL_SETS
+
+Row = dict[str, Any]
+
+PART_BYTES = 1 << 20
+"""Bytes that are hashed at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One data set: how it is read and what its authors say of it."""
+
+    read: Callable[[str, str, int], list[Row]]
+    """(folder, folder of the lists, number of the published split) -> manifest rows."""
+    label_set: tuple[str, ...] = ()
+    """Its emotions; empty: whatever occurs."""
+    published: Mapping[str, int] = field(default_factory=dict)
+    """Videos per split as published; reported against, never asserted."""
+    num_splits: int = 1
+    """Published train-test splits to choose from."""
+    is_face_crops: bool = False
+    """Only cut-out faces: a context branch would see the face again."""
+
+
+def require_context(dataset: Dataset, name: str) -> None:
+    """Refuse a data set of face crops where the whole frame is wanted.
+
+    Raises:
+        InputError: there is no context in its pictures.
+    """
+    if dataset.is_face_crops:
+        raise InputError(
+            f"data set `{name}` holds cut-out faces only, so its frames have no context: use a "
+            "model without the context branch, or the original videos with `--dataset folder`."
+        )
+
+
+def check_labels(rows: Sequence[Row], dataset: Dataset, name: str) -> None:
+    """Refuse labels that the data set does not have.
+
+    Raises:
+        InputError: names the labels and the choices.
+    """
+    found = {row["label"] for row in rows if row.get("label")}
+    if dataset.label_set and (strange := sorted(found - set(dataset.label_set))):
+        raise InputError(
+            f"data set `{name}` has no emotion {', '.join(strange)}; it has "
+            f"{', '.join(dataset.label_set)}. Is the layout another data set's?"
+        )
+
+
+def compare_counts(rows: Sequence[Row], dataset: Dataset) -> list[str]:
+    """One sentence per published split: videos found and published."""
+    found = Counter(row.get("split") for row in rows if row.get("status") != "missing")
+    return [
+        f"{split}: {found[split]} videos, published {count}"
+        + ("" if found[split] == count else f" ({found[split] - count:+d})")
+        for split, count in dataset.published.items()
+    ]
+
+
+def shared_by_id(rows: Sequence[Row]) -> list[list[Row]]:
+    """Groups of rows of one file, or one video id, in more than one split.
+
+    Two time ranges of one file in different splits count: they show the same people and place.
+    """
+    groups = _across_splits(rows, "uri") + _across_splits(rows, "video_id")
+    return [group for number, group in enumerate(groups) if group not in groups[:number]]
+
+
+def shared_by_content(rows: Sequence[Row]) -> list[list[Row]]:
+    """Groups of different files with the same bytes in more than one split.
+
+    Only files whose size occurs in more than one split are read.
+    """
+    hashed = []
+    for group in _across_splits([r for r in rows if r.get("size_bytes")], "size_bytes"):
+        hashes = {uri: content_hash(uri) for uri in {row["uri"] for row in group}}
+        hashed += [row | {"content": hashes[row["uri"]]} for row in group]
+    groups = _across_splits(hashed, "content")
+    return [group for group in groups if len({row["uri"] for row in group}) > 1]
+
+
+def check_splits(rows: Sequence[Row]) -> None:
+    """Refuse splits that share a video, by id or by content.
+
+    Raises:
+        InputError: names up to three of the shared videos.
+    """
+    shared = [*shared_by_id(rows), *shared_by_content(rows)]
+    if not shared:
+        return
+    names = [" = ".join(f"{r['split']}: {storage.redact(r['uri'])}" for r in g) for g in shared[:3]]
+    raise InputError(
+        f"{len(shared)} videos are in more than one split ({'; '.join(names)}): take them out of "
+        "one, or pass `--shared-videos keep`."
+    )
+
+
+def content_hash(uri: str) -> str:
+    """SHA-256 of a file's bytes, local or s3://."""
+    digest = hashlib.sha256()
+    with storage.open_ranges(uri) if storage.is_s3(uri) else open(uri, "rb") as file:
+        while part := file.read(PART_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _across_splits(rows: Sequence[Row], key: str) -> list[list[Row]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row[key]].append(row)
+    return [g for g in groups.values() if len({r["split"] for r in g if r.get("split")}) > 1]
+
+
+PLUTCHIK8 = LABEL_SETS["plutchik8"]
+SEVEN = LABEL_SETS["heiv7"]
