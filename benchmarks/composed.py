@@ -6,9 +6,9 @@ Compose the two halves first (faces of the splits apart), then run:
     python make_corpus.py --faces fer2013.parquet --split test --videos 700 --seed 2 --output corpus/test
     python -m benchmarks.composed --corpus corpus --work work --fps 1
 
-Every step is the job that a user runs; those whose output is there are not repeated. Four heads
-learn from the same features: face and context, each alone, and both with shuffled labels (the
-control). Their test accuracy is over all test videos, one without a face counting as wrong. The
+Every step is the job that a user runs; those whose output is there are not repeated. CAAN learns
+with several seeds, and from the same features the face and the context alone, and CAAN and the face
+with shuffled labels (the controls). Their test accuracy is over all test videos, one without a face counting as wrong. The
 main model then labels `--label-videos` test videos from the files themselves by jobs.label, and
 those labels are compared with the ones that the stored features gave.
 """  # noqa: E501
@@ -38,12 +38,13 @@ HEADS = {
 RANDOM_VGGS = ["--face-weights", "random", "--context-weights", "random"]
 
 
-def run(commands: list[str], job: str, *arguments: object) -> None:
-    """One job as a user runs it; its command is recorded without the folders' parents."""
+def run(commands: list[str], done: Path, job: str, *arguments: object) -> None:
+    """One job as a user runs it unless `done` is there; its command is recorded in short."""
     words = ["-m", f"jobs.{job}", *map(str, arguments)]
     commands.append(" ".join(["python", *(Path(w).name if "/" in w else w for w in words)]))
     print(commands[-1], flush=True)
-    subprocess.run([sys.executable, *words], check=True)
+    if not done.exists():
+        subprocess.run([sys.executable, *words], check=True)
 
 
 def score(model: Path, videos: PackedVideos, ids: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -71,17 +72,28 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/composed.json"))
     parser.add_argument("--fps", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--label-videos", type=int, default=70)
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     manifest_path, features = work / "manifest.parquet", work / "features"
     commands: list[str] = []
-    run(commands, "index", "--input", options.corpus, "--output", manifest_path)
+    run(commands, manifest_path, "index", "--input", options.corpus, "--output", manifest_path)
     run(
-        commands, "extract", "--manifest", manifest_path, "--output", features,
-        "--detector", "libfacedetection", *RANDOM_VGGS, "--fps", options.fps,
-    )  # fmt: skip
+        commands,
+        features / "run.json",
+        "extract",
+        "--manifest",
+        manifest_path,
+        "--output",
+        features,
+        "--detector",
+        "libfacedetection",
+        *RANDOM_VGGS,
+        "--fps",
+        options.fps,
+    )
     manifest = pq.read_table(manifest_path)
     packed = pack_features(
         runs.latest_segments(
@@ -95,23 +107,45 @@ def main() -> None:
     ids = rows["video_id"].to_pylist()
     assert list(test.video_ids_V) == ids
     heads, labels = {}, {}
-    for name, changes in HEADS.items():
-        if not (work / name / "metrics.json").exists():
-            run(commands, "train", "--features", features, "--output", work / name, *changes)
-        else:
-            commands.append(" ".join(["(kept) jobs.train", "--output", name, *changes]))
+    seeds = {f"caan_seed{seed}": ["--seed", str(seed)] for seed in range(1, options.seeds)}
+    for name, changes in (HEADS | seeds).items():
+        run(
+            commands,
+            work / name / "metrics.json",
+            "train",
+            "--features",
+            features,
+            "--output",
+            work / name,
+            *changes,
+        )
         heads[name], labels[name] = score(work / name, test, ids)
         print(name, heads[name], flush=True)
+    accuracies = [heads[name]["accuracy"] for name in ("caan", *seeds)]
     part = rows.take(np.linspace(0, len(ids) - 1, options.label_videos).astype(int))
     pq.write_table(part, work / "part.parquet")
     run(
-        commands, "label", "--manifest", work / "part.parquet", "--model", work / "caan",
-        "--output", work / "labels",
-    )  # fmt: skip
+        commands,
+        work / "labels" / "run.json",
+        "label",
+        "--manifest",
+        work / "part.parquet",
+        "--model",
+        work / "caan",
+        "--output",
+        work / "labels",
+    )
     run(
-        commands, "evaluate", "--labels", work / "labels", "--manifest", work / "part.parquet",
-        "--output", work / "report",
-    )  # fmt: skip
+        commands,
+        work / "report" / "metrics.json",
+        "evaluate",
+        "--labels",
+        work / "labels",
+        "--manifest",
+        work / "part.parquet",
+        "--output",
+        work / "report",
+    )
     named = dict(zip(ids, labels["caan"], strict=True))
     table = pq.read_table(work / "labels" / "labels")
     pairs = zip(table["video_id"].to_pylist(), table["label"].to_pylist(), strict=True)
@@ -124,6 +158,11 @@ def main() -> None:
         "num_test": len(ids),
         "test_videos_with_a_face": int((test.counts_V > 0).sum()),
         "mean_frames_with_a_face": float(test.counts_V.mean()),
+        "caan_accuracy": {
+            "seeds": len(accuracies),
+            "mean": float(np.mean(accuracies)),
+            "deviation": float(np.std(accuracies, ddof=1)) if seeds else None,
+        },
         "test": heads,
         "extraction": {name: record[name] for name in kept},
         "labelled_from_the_files": {"videos": len(same), "same_label_as_features": sum(same)},
