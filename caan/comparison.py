@@ -1,0 +1,335 @@
+"""Systems of the paper x seeds x splits on one pack of features: trials that can be resumed."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caan import config, metrics, storage
+from caan.errors import InputError
+from caan.loading import check_classes
+from caan.models.build import build_model
+from caan.models.classical import CLASSICAL_MODELS
+from caan.packing import PackedVideos, split_validation
+from caan.prediction import RULES, predict
+from caan.recipes import RECIPES, Recipe
+from caan.training import fit
+
+CLASSICAL_RULE = "svm"
+"""The one prediction rule of the encoders of Table 6: the classifier's decision values."""
+
+TRIALS = "trials"
+
+
+def _with_depth(name: str, depth: int) -> Recipe:
+    found = RECIPES[name]
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, scorer_depth=depth))
+
+
+SYSTEMS: dict[str, Recipe | str] = {
+    **RECIPES,
+    "caan_depth1": _with_depth("caan", 1),
+    "caan_depth2": _with_depth("caan", 2),
+    "caan_face_depth2": _with_depth("caan_face", 2),
+    "caan_face_depth3": _with_depth("caan_face", 3),
+    "caan_context_depth1": _with_depth("caan_context", 1),
+    "caan_context_depth2": _with_depth("caan_context", 2),
+    **{name: name for name in CLASSICAL_MODELS},
+}
+"""Every system of the tables: a head with its training, or the name of a classical encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One system trained once."""
+
+    system: str
+    """One of SYSTEMS."""
+    seed: int
+    """Decides initial weights, batches and the validation part."""
+    split: str
+    """Name of the division into training and test videos (the manifest's file name)."""
+    recipe: Recipe | str
+    """What is trained."""
+    train_split: str = "train"
+    """Split that is learned from."""
+    test_split: str = "test"
+    """Split that is scored, and never learned from."""
+    validation_fraction: float = 0.15
+    """Share of the training videos held out, where the manifest has no split `val`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the trial's files."""
+        return f"{self.split}-{self.system}-seed{self.seed}"
+
+    def fingerprint(self, data: str) -> str:
+        """Changes with whatever could change the result; `data` names features and split."""
+        options = self.recipe if isinstance(self.recipe, str) else config.to_dict(self.recipe)
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return config.fingerprint({**own, "recipe": options, "data": data})
+
+
+def grid(
+    systems: Sequence[str],
+    seeds: Sequence[int],
+    splits: Iterable[str],
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    validation_fraction: float = 0.15,
+    epochs: int = 0,
+) -> list[Trial]:
+    """All trials; `epochs` above 0 replaces the recipes' greatest number of epochs.
+
+    Raises:
+        InputError: an unknown system, a repeated or no seed.
+    """
+    if unknown := [name for name in systems if name not in SYSTEMS]:
+        raise InputError(f"unknown system `{unknown[0]}`; there are {', '.join(SYSTEMS)}")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"option `seeds` is {list(seeds)}; give at least one, each once")
+    trials = []
+    for split in splits:
+        for seed in seeds:
+            for system in dict.fromkeys(systems):
+                found = SYSTEMS[system]
+                if not isinstance(found, str):
+                    train = dataclasses.replace(found.train, seed=seed)
+                    if epochs > 0:
+                        train = dataclasses.replace(train, epochs=epochs)
+                    found = dataclasses.replace(found, train=train)
+                trials.append(
+                    Trial(
+                        system=system,
+                        seed=seed,
+                        split=split,
+                        recipe=found,
+                        train_split=train_split,
+                        test_split=test_split,
+                        validation_fraction=validation_fraction,
+                    )
+                )
+    return trials
+
+
+def divided(videos: PackedVideos, trial: Trial) -> tuple[PackedVideos, PackedVideos, PackedVideos]:
+    """Training, validation and test videos of a trial; test keeps labelled videos without frames.
+
+    Raises:
+        InputError: a split is missing or without labels, an emotion has no training video.
+    """
+    train = videos.split(trial.train_split)
+    test = videos.split(trial.test_split)
+    test = test.select(test.labels_V >= 0)
+    if not len(test):
+        raise InputError(f"no video of split `{trial.test_split}` has a label")
+    if (videos.splits_V == "val").any() and trial.test_split != "val":
+        train, validation = train.usable(), videos.split("val").usable()
+    else:
+        train, validation = split_validation(
+            train, fraction=trial.validation_fraction, seed=trial.seed
+        )
+    check_classes(np.bincount(train.labels_V, minlength=len(train.label_set)), train.label_set)
+    return train, validation, test
+
+
+def with_splits(videos: PackedVideos, manifest: pa.Table, uri: str) -> PackedVideos:
+    """The same videos under the splits of another manifest; those it does not name have none.
+
+    Raises:
+        InputError: it labels a video differently.
+    """
+    rows = {
+        row["video_id"]: row for row in manifest.select(["video_id", "label", "split"]).to_pylist()
+    }
+    splits = []
+    for video_id, number in zip(videos.video_ids_V, videos.labels_V, strict=True):
+        row = rows.get(str(video_id), {"label": None, "split": ""})
+        label = videos.label_set[number] if number >= 0 else None
+        if str(video_id) in rows and row["label"] != label:
+            raise InputError(
+                f"manifest `{uri}` labels video {video_id} `{row['label']}`, the first manifest "
+                f"`{label}`: the manifests of one comparison differ in their splits only"
+            )
+        splits.append(row["split"] or "")
+    return dataclasses.replace(videos, splits_V=np.array(splits, dtype=np.str_))
+
+
+def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Table]:
+    """Train and score one system: its figures, and a row per test video with every rule's label.
+
+    Raises:
+        InputError: as `divided` and `fit`.
+    """
+    started = time.perf_counter()
+    train, validation, test = divided(videos, trial)
+    seen = test.counts_V > 0
+    record: dict[str, Any] = {"epochs_run": 0, "best_epoch": 0, "context_changed_labels": None}
+    evidence: dict[str, np.ndarray] = {}
+    if isinstance(trial.recipe, str):
+        # An encoder selects nothing on validation videos.
+        model = CLASSICAL_MODELS[trial.recipe](seed=trial.seed).fit(train)
+        evidence[CLASSICAL_RULE] = model.evidence(test)
+        main = CLASSICAL_RULE
+    else:
+        head = build_model(
+            trial.recipe.model,
+            face_dim=videos.face_dim,
+            context_dim=videos.context_dim,
+            num_emotions=len(videos.label_set),
+            seed=trial.seed,
+        )
+        result = fit(head, train, validation, trial.recipe.train)
+        found = predict(head, test, centroids_KR=result.centroids_KR)
+        evidence.update({rule: found.evidence_VK[rule] for rule in RULES})
+        main = trial.recipe.train.rule
+        record["epochs_run"] = len(result.history)
+        record["best_epoch"] = result.best_epoch + 1
+        record["validation"] = result.metrics
+        if head.modalities == ("face", "context") and seen.any():
+            blind = predict(head, test, centroids_KR=result.centroids_KR, without="context")
+            changed = blind.evidence_VK[main].argmax(1) != evidence[main].argmax(1)
+            record["context_changed_labels"] = float(changed[seen].mean())
+    labels = {rule: np.where(seen, e.argmax(axis=1), -1) for rule, e in evidence.items()}
+    rules = {}
+    for rule, predicted_V in labels.items():
+        matrix = metrics.confusion_matrix(test.labels_V, predicted_V, len(test.label_set))
+        rules[rule] = {
+            "accuracy": metrics.accuracy(matrix),
+            "uar": metrics.uar(matrix),
+            "confusion_matrix": matrix.tolist(),
+        }
+    record |= {
+        "system": trial.system,
+        "seed": trial.seed,
+        "split": trial.split,
+        "rule": main,
+        "rules": rules,
+        "num_train": len(train),
+        "num_validation": len(validation),
+        "num_test": len(test),
+        "num_test_without_frames": int((~seen).sum()),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    table = pa.table(
+        {
+            "video_id": pa.array(test.video_ids_V.tolist(), pa.string()),
+            "truth": pa.array(test.labels_V, pa.int64()),
+            **{rule: pa.array(numbers, pa.int64()) for rule, numbers in labels.items()},
+        }
+    )
+    return record, table
+
+
+def write_trial(
+    output: str, trial: Trial, data: str, record: Mapping[str, Any], predictions: pa.Table
+) -> None:
+    """The predictions, then the record: a record that is there says that the trial is done."""
+    storage.write_table(predictions, storage.join(output, TRIALS, f"{trial.name}.parquet"))
+    storage.write_json(
+        storage.join(output, TRIALS, f"{trial.name}.json"),
+        {**record, "fingerprint": trial.fingerprint(data)},
+    )
+
+
+def is_done(output: str, trial: Trial, data: str) -> bool:
+    """Whether this very trial was finished by an earlier run."""
+    path = storage.join(output, TRIALS, f"{trial.name}.json")
+    if not storage.exists(path):
+        return False
+    return storage.read_json(path).get("fingerprint") == trial.fingerprint(data)
+
+
+def data_fingerprint(videos: PackedVideos, features: str) -> str:
+    """Names the features (their run's fingerprint) with the videos, labels and splits in use."""
+    return config.fingerprint(
+        {
+            "features": features,
+            "ids": videos.video_ids_V.tolist(),
+            "labels": videos.labels_V.tolist(),
+            "splits": videos.splits_V.tolist(),
+            "counts": videos.counts_V.tolist(),
+            "label_set": list(videos.label_set),
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All trials of one system; S seeds, V test videos of all splits end to end."""
+
+    system: str
+    """Its name in SYSTEMS."""
+    records: list[dict[str, Any]]
+    """The trials' records."""
+    right_SV: np.ndarray
+    """bool: whether each seed's label is right, by the system's own prediction rule."""
+
+    def figures(self, rule: str = "") -> tuple[float, float, float]:
+        """Mean accuracy, its standard deviation over seeds (nan for one), and mean UAR."""
+        of_seed: dict[int, list[float]] = {}
+        uars = []
+        for record in self.records:
+            found = record["rules"][rule or record["rule"]]
+            of_seed.setdefault(record["seed"], []).append(found["accuracy"])
+            uars.append(found["uar"])
+        means = [float(np.mean(values)) for values in of_seed.values()]
+        deviation = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
+        return float(np.mean(means)), deviation, float(np.mean(uars))
+
+
+def read_results(output: str, trials: Sequence[Trial]) -> dict[str, Results]:
+    """Results of each system from the trials' files."""
+    by_system: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_system.setdefault(trial.system, []).append(trial)
+    results = {}
+    for system, own in by_system.items():
+        records = []
+        right: dict[int, list[np.ndarray]] = {}
+        for trial in own:
+            base = storage.join(output, TRIALS, trial.name)
+            record = storage.read_json(base + ".json")
+            table = storage.read_table(base + ".parquet")
+            hit = pc.equal(table[record["rule"]], table["truth"]).to_numpy()
+            right.setdefault(trial.seed, []).append(hit)
+            records.append(record)
+        right_SV = np.stack([np.concatenate(parts) for parts in right.values()]).astype(bool)
+        results[system] = Results(system=system, records=records, right_SV=right_SV)
+    return results
+
+
+def bootstrap(
+    difference_SV: np.ndarray, *, num_samples: int = 2000, seed: int = 0
+) -> metrics.Interval:
+    """95% percentile interval of the mean of [S, V] over resampled seeds and videos.
+
+    Source: our choice; both the videos and the seeds are samples. Videos that are in the test part
+    of several splits count as different ones, which makes the interval somewhat too narrow.
+    """
+    num_seeds, num_videos = difference_SV.shape
+    rng = np.random.default_rng(seed)
+    seeds_BS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_samples)
+    means = []
+    for seeds_S in seeds_BS:
+        videos_V = rng.integers(0, num_videos, num_videos)
+        means.append((seeds_S @ difference_SV)[videos_V].mean() / num_seeds)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def against(reference: Results, other: Results) -> dict[str, Any]:
+    """Other minus reference: difference with interval, and the median of McNemar's p over seeds."""
+    difference_SV = other.right_SV.astype(float) - reference.right_SV
+    pairs = zip(other.right_SV, reference.right_SV, strict=True)
+    return {
+        "difference": float(difference_SV.mean()),
+        "interval": bootstrap(difference_SV),
+        "mcnemar_p": float(np.median([metrics.mcnemar_exact(a, b) for a, b in pairs])),
+    }

@@ -1,0 +1,243 @@
+"""The paper's Tables 2 to 6 from trials: report.md, CSV files and plots."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from caan import comparison, plots, storage
+from caan.comparison import Results
+
+REFERENCE = "caan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One system's place in a table."""
+
+    title: str
+    """What the paper calls it."""
+    system: str
+    """Its name in SYSTEMS."""
+    printed: str = ""
+    """Accuracy in the paper, percent; empty where it prints none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One of the paper's tables."""
+
+    name: str
+    """File name of its CSV."""
+    title: str
+    """Heading."""
+    note: str
+    """What sets it apart from the paper's."""
+    lines: tuple[Line, ...]
+    """Its systems."""
+
+
+def _lines(*rows: tuple[str, str, str]) -> tuple[Line, ...]:
+    return tuple(Line(title=a, system=b, printed=c) for a, b, c in rows)
+
+
+TABLES = (
+    Table(
+        name="table2",
+        title="Table 2: layers of the emotion score",
+        note="All branches score from fc6. The paper starts the face and context branches at "
+        "pool5, so those rows are no exact counterpart of its figures.",
+        lines=_lines(
+            ("Fusion, 1FC", "caan_depth1", "50.37"),
+            ("Fusion, 2FC", "caan_depth2", "51.11"),
+            ("Fusion, 3FC", "caan", "51.85"),
+            ("Context, 1FC", "caan_context_depth1", "42.72"),
+            ("Context, 2FC", "caan_context_depth2", "43.46"),
+            ("Context, 3FC", "caan_context", "43.95"),
+            ("Face, 1FC", "caan_face", "48.89"),
+            ("Face, 2FC", "caan_face_depth2", ""),
+            ("Face, 3FC", "caan_face_depth3", ""),
+        ),
+    ),
+    Table(
+        name="table3",
+        title="Table 3: average against attention",
+        note="",
+        lines=_lines(
+            ("FAA: face, average", "faa", "43.46"),
+            ("CAA: context, average", "caa", "41.73"),
+            ("FFAA: fusion, average", "ffaa", "46.91"),
+            ("Face, attention", "caan_face", "48.89"),
+            ("Context, attention", "caan_context", "43.95"),
+            ("Fusion, attention (CAAN)", "caan", "51.85"),
+        ),
+    ),
+    Table(
+        name="table4",
+        title="Table 4: other methods",
+        note="The paper's figures are on HEIV. The last three systems are not in its table.",
+        lines=_lines(
+            ("Quality-aware network", "qan", "43.95"),
+            ("Fan et al.", "fan_lstm", "45.68"),
+            ("Vielzeuf et al.", "vielzeuf", "45.93"),
+            ("Chen et al.", "chen", "46.17"),
+            ("Kosti et al.", "kosti", "46.42"),
+            ("Attention clusters", "attention_clusters", "49.63"),
+            ("CAAN", "caan", "51.85"),
+            ("CAAN, preset paper", "caan_paper", ""),
+            ("Emotion-FAN", "emotion_fan", ""),
+            ("CAER-Net's fusion", "caer_net", ""),
+        ),
+    ),
+    Table(
+        name="table6",
+        title="Table 6: classical encoders",
+        note="The paper's figures are on Ekman-6 / VideoEmotion-8.",
+        lines=_lines(
+            ("Emotion in context (Chen et al.)", "chen", "51.8 / 50.6"),
+            ("Xu et al.", "transferred_encoding", "50.4 / 46.7"),
+            ("Kernelized feature", "kernelized_features", "54.4 / 49.7"),
+            ("Concept selection", "concept_selection", "54.40 / 50.82"),
+            ("CAAN", "caan", "56.23 / 52.5"),
+        ),
+    ),
+)
+
+HEADER = (
+    "system", "accuracy", "deviation", "low", "high", "uar", "difference", "difference_low",
+    "difference_high", "mcnemar_p", "epochs_run", "num_trials", "paper",
+)  # fmt: skip
+
+
+def write_report(output: str, results: Mapping[str, Results], label_set: Sequence[str]) -> None:
+    """report.md, a CSV per table, and plots, in the folder `output`.
+
+    A table shows the systems that were run; differences are to CAAN, if it was.
+    """
+    parts = [_opening(results)]
+    for table in TABLES:
+        lines = [line for line in table.lines if line.system in results]
+        if not lines:
+            continue
+        rows = [_row(line, results) for line in lines]
+        _write_csv(output, table.name, HEADER, rows)
+        parts.append(f"## {table.title}\n\n{table.note}\n\n" + _markdown(rows))
+        if table.name == "table4" and REFERENCE in results:
+            parts.append(_confusion(output, results[REFERENCE], label_set))
+    parts.append(_rules(output, results))
+    storage.write_bytes(storage.join(output, "accuracy.png"), _plot(results))
+    parts.append("![accuracy of every system](accuracy.png)")
+    storage.write_bytes(storage.join(output, "report.md"), "\n\n".join(parts).encode() + b"\n")
+
+
+def _opening(results: Mapping[str, Results]) -> str:
+    record = next(iter(results.values())).records[0]
+    seeds = sorted({r["seed"] for r in next(iter(results.values())).records})
+    splits = sorted({r["split"] for r in next(iter(results.values())).records})
+    return (
+        "# The paper's tables on this data\n\n"
+        f"{len(splits)} division(s) of the videos, seeds {', '.join(map(str, seeds))}; the first "
+        f"has {record['num_train']} training, {record['num_validation']} validation and "
+        f"{record['num_test']} test videos, {record['num_test_without_frames']} of these without a "
+        "frame to judge, which count as wrong. Accuracies are percent: mean, standard deviation "
+        "over seeds, 95% interval by bootstrap over videos and seeds. Differences are to CAAN, "
+        "paired by video and seed; p is McNemar's exact test of each seed, their median. With "
+        "several divisions a video may count more than once, which makes intervals and p too "
+        "small. The column paper is what was printed, on its own data: no target. The branch from "
+        "pool5 is not run, as it needs features stored with pool5."
+    )
+
+
+def _row(line: Line, results: Mapping[str, Results]) -> list[str]:
+    own = results[line.system]
+    mean, deviation, uar = own.figures()
+    low, high = comparison.bootstrap(own.right_SV.astype(float))
+    cells = [line.title, *(_percent(x) for x in (mean, deviation, low, high, uar))]
+    if REFERENCE in results and line.system != REFERENCE:
+        found = comparison.against(results[REFERENCE], own)
+        cells += [_percent(found["difference"]), *(_percent(x) for x in found["interval"])]
+        cells.append(f"{found['mcnemar_p']:.4f}")
+    else:
+        cells += ["", "", "", ""]
+    epochs = [record["epochs_run"] for record in own.records]
+    return [*cells, f"{np.mean(epochs):.1f}", str(len(own.records)), line.printed]
+
+
+def _confusion(output: str, own: Results, label_set: Sequence[str]) -> str:
+    matrices = [np.array(r["rules"][r["rule"]]["confusion_matrix"]) for r in own.records]
+    matrix = np.sum(matrices, axis=0)
+    columns = [*label_set, "no label"]
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    rows = [
+        [label, *(f"{x:.2f}" for x in row)] for label, row in zip(label_set, shares, strict=True)
+    ]
+    _write_csv(output, "table5", ("true", *columns), rows)
+    storage.write_bytes(
+        storage.join(output, "confusion.png"), plots.confusion_plot(matrix, label_set)
+    )
+    return (
+        "## Table 5: confusion of CAAN\n\nTrue by predicted emotion, percent, all trials.\n\n"
+        + _markdown(rows, ("true", *columns))
+        + "\n\n![confusion](confusion.png)\n\nThe paper's diagonal on HEIV, anger to surprise: "
+        "38.10, 55.81, 57.45, 47.06, 42.86, 54.10, 62.82."
+    )
+
+
+def _rules(output: str, results: Mapping[str, Results]) -> str:
+    header = ("system", "head", "frames", "centroids", "svm", "context_changed", "seconds")
+    rows = []
+    for name, own in results.items():
+        offered = own.records[0]["rules"]
+        cells = [_percent(own.figures(r)[0]) if r in offered else "" for r in header[1:5]]
+        changed = [
+            r["context_changed_labels"]
+            for r in own.records
+            if r["context_changed_labels"] is not None
+        ]
+        seconds = np.mean([record["seconds"] for record in own.records])
+        cells += [_percent(float(np.mean(changed))) if changed else "", f"{seconds:.1f}"]
+        rows.append([name, *cells])
+    _write_csv(output, "rules", header, rows)
+    return (
+        "## Prediction rules\n\nMean accuracy by the head on R, the frames' softmax weighted by "
+        "emotion score, and class centroids. context_changed: share of test videos whose label "
+        "changes when the context is replaced by its training mean. seconds: of one trial.\n\n"
+        + _markdown(rows, header)
+    )
+
+
+def _plot(results: Mapping[str, Results]) -> bytes:
+    order = sorted(results, key=lambda name: results[name].figures()[0])
+    means = [100 * results[name].figures()[0] for name in order]
+    intervals = [comparison.bootstrap(results[name].right_SV.astype(float)) for name in order]
+    figure = Figure(figsize=(6.5, 0.3 * len(order) + 1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(order, means, 0.7, color="#9dbfe0")
+    for place, (low, high) in enumerate(intervals):
+        axes.plot([100 * low, 100 * high], [place, place], color=plots.INK, linewidth=1)
+    axes.set_xlabel("accuracy, % (95% interval)", color=plots.MUTED)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
+    return buffer.getvalue()
+
+
+def _percent(share: float) -> str:
+    return "" if np.isnan(share) else f"{100 * share:.2f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _write_csv(
+    output: str, name: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    storage.write_bytes(storage.join(output, f"{name}.csv"), text.getvalue().encode())

@@ -1,0 +1,148 @@
+"""The comparison of systems: trials learn, resume, and end in the paper's tables."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from caan import comparison, schema, storage, tables
+from caan.comparison import SYSTEMS, Trial
+from caan.errors import InputError
+from caan.packing import PackedVideos
+from jobs import reproduce
+
+DIM, LABELS = 24, ("anger", "joy", "sadness")
+
+
+@pytest.fixture(scope="module")
+def videos() -> PackedVideos:
+    rng = np.random.default_rng(0)
+    labels_V = np.arange(90) % 3
+    counts_V = np.full(90, 5)
+    counts_V[89] = 0
+    label_N = np.repeat(labels_V, counts_V)
+    vectors_ND = np.random.default_rng(1).normal(size=(3, DIM))[label_N]
+    face_ND = (vectors_ND + rng.normal(size=vectors_ND.shape)).astype(np.float16)
+    return PackedVideos(
+        face_ND=face_ND,
+        context_NE=np.maximum(face_ND, 0),
+        has_face_N=np.ones(len(label_N), bool),
+        frame_indices_N=np.arange(len(label_N)),
+        pts_seconds_N=np.zeros(len(label_N)),
+        boxes_N4=np.zeros((len(label_N), 4), np.float32),
+        starts_V=np.cumsum(counts_V) - counts_V,
+        counts_V=counts_V,
+        labels_V=labels_V,
+        video_ids_V=np.array([f"v{number}" for number in range(90)]),
+        splits_V=np.array(["train"] * 60 + ["test"] * 30),
+        label_set=LABELS,
+    )
+
+
+def trials(systems: tuple[str, ...], seeds: tuple[int, ...] = (0, 1)) -> list[Trial]:
+    return comparison.grid(systems, seeds, ["split0"], epochs=3)
+
+
+def test_trials_resume_and_end_in_tables(videos: PackedVideos, tmp_path: Path) -> None:
+    systems = ("caan", "faa", "transferred_encoding")
+    todo = trials(systems)
+    output, data = str(tmp_path), comparison.data_fingerprint(videos, "f")
+    for trial in todo:
+        assert not comparison.is_done(output, trial, data)
+        record, predictions = comparison.run_trial(trial, videos)
+        assert record["num_test"] == 30
+        assert record["num_test_without_frames"] == 1
+        comparison.write_trial(output, trial, data, record, predictions)
+        assert comparison.is_done(output, trial, data)
+    assert not comparison.is_done(output, todo[0], "other features")
+    other = replace(todo[0], validation_fraction=0.3)
+    assert not comparison.is_done(output, other, data)
+    results = comparison.read_results(output, todo)
+    assert set(results) == set(systems)
+    assert results["caan"].right_SV.shape == (2, 30)
+    assert results["caan"].figures()[0] == pytest.approx(results["caan"].right_SV.mean())
+    assert results["caan"].figures()[0] > 0.6
+    assert results["caan"].records[0]["epochs_run"] == 3
+    tables.write_report(output, results, LABELS)
+    report = storage.read_bytes(tmp_path / "report.md").decode()
+    for heading in ("Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Prediction rules"):
+        assert heading in report
+    assert "51.85" in report
+    for name in ("table2.csv", "table5.csv", "rules.csv", "confusion.png", "accuracy.png"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_every_line_of_the_tables_is_a_system() -> None:
+    assert {line.system for table in tables.TABLES for line in table.lines} == set(SYSTEMS)
+
+
+def test_bootstrap_covers_a_clear_difference_and_not_zero() -> None:
+    rng = np.random.default_rng(0)
+    difference_SV = (rng.random((5, 200)) < 0.3).astype(float)
+    low, high = comparison.bootstrap(difference_SV)
+    assert 0.2 < low < 0.3 < high < 0.4
+    assert comparison.bootstrap(np.zeros((5, 20))) == (0.0, 0.0)
+
+
+def test_bad_data_is_said_so(videos: PackedVideos) -> None:
+    trial = trials(("faa",))[0]
+    with pytest.raises(InputError, match="split `test`"):
+        comparison.divided(replace(videos, splits_V=np.array(["train"] * 90)), trial)
+    lacking = replace(videos, labels_V=np.where(videos.labels_V == 2, -1, videos.labels_V))
+    with pytest.raises(InputError, match="sadness"):
+        comparison.divided(lacking, trial)
+    with pytest.raises(InputError, match="at least two emotions"):
+        comparison.divided(replace(videos, labels_V=np.zeros(90, np.int64)), trial)
+    with pytest.raises(InputError, match="unknown system"):
+        trials(("nobody",))
+
+
+def test_other_manifests_may_change_splits_only(videos: PackedVideos) -> None:
+    labels = [LABELS[number] for number in videos.labels_V]
+    columns = {"video_id": videos.video_ids_V.tolist(), "label": labels, "split": ["test"] * 90}
+    assert set(comparison.with_splits(videos, pa.table(columns), "m").splits_V) == {"test"}
+    columns["label"] = ["joy"] * 90
+    with pytest.raises(InputError, match="differ in their splits only"):
+        comparison.with_splits(videos, pa.table(columns), "m")
+
+
+@pytest.mark.ray
+def test_the_job_compares_resumes_and_shares_features(videos: PackedVideos, tmp_path: Path) -> None:
+    features, output = tmp_path / "features", tmp_path / "report"
+    rows, segments = [], []
+    for number in range(len(videos)):
+        name, span = f"v{number}", videos.rows_of(number)
+        split, label = str(videos.splits_V[number]), LABELS[videos.labels_V[number]]
+        rows.append({"video_id": name, "uri": f"{name}.mp4", "label": label, "split": split})
+        pts = [index / 2 for index in range(span.stop - span.start)]
+        frames = [
+            {"frame_index": i, "pts_seconds": t, "context_vector": videos.context_NE[span][i]}
+            for i, t in enumerate(pts)
+        ]
+        faces = [
+            {"frame_index": i, "box": [0, 0, 9, 9], "score": 1, "face_vector": v}
+            for i, v in enumerate(videos.face_ND[span])
+        ]
+        segment = {"segment_id": f"{name}-00000000", "video_id": name, "status": "ok"}
+        segments.append({**segment, "attempt": 0, "frames": frames, "faces": faces})
+    storage.write_table(
+        schema.table_of(rows, schema.MANIFEST_SCHEMA), features / "manifest.parquet"
+    )
+    storage.write_table(
+        schema.table_of(segments, schema.features_schema(DIM, DIM)),
+        features / "features" / "shard=00000" / "attempt=0" / "part.parquet",
+    )
+    record = {"job": "extract", "is_complete": True, "fingerprint": "f"}
+    storage.write_json(features / "run.json", record)
+    job = reproduce.Job(
+        features=str(features), output=str(output), systems=("caan", "faa"), seeds=(0,), epochs=2
+    )
+    assert reproduce.main(job) == 0
+    before = {file.uri: file.etag for file in storage.list_files(str(output / "trials"))}
+    assert len(before) == 4
+    assert reproduce.main(job) == 0
+    assert {f.uri: f.etag for f in storage.list_files(str(output / "trials"))} == before
+    with pytest.raises(InputError, match="nowhere"):
+        reproduce.main(replace(job, test_split="nowhere"))
