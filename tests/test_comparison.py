@@ -1,13 +1,15 @@
 """The comparison of systems: trials learn, resume, and end in the paper's tables."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
-from caan import comparison, schema, storage, tables
+from caan import comparison, on_ray, schema, storage, tables
 from caan.comparison import SYSTEMS, Trial
 from caan.errors import InputError
 from caan.packing import PackedVideos
@@ -108,8 +110,19 @@ def test_other_manifests_may_change_splits_only(videos: PackedVideos) -> None:
         comparison.with_splits(videos, pa.table(columns), "m")
 
 
+@pytest.fixture
+def running_ray() -> Iterator[None]:
+    was_there = ray.is_initialized()
+    on_ray.start()
+    yield
+    if not was_there:
+        ray.shutdown()
+
+
 @pytest.mark.ray
-def test_the_job_compares_resumes_and_shares_features(videos: PackedVideos, tmp_path: Path) -> None:
+def test_the_job_compares_resumes_and_shares_features(
+    videos: PackedVideos, running_ray: None, tmp_path: Path
+) -> None:
     features, output = tmp_path / "features", tmp_path / "report"
     rows, segments = [], []
     for number in range(len(videos)):
