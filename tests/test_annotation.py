@@ -34,7 +34,7 @@ def test_the_last_vote_of_an_annotator_counts_and_shares_sum_to_one():
 
 
 def test_fleiss_kappa_of_the_textbook_table():
-    rows = "0000E 02642 00356 03920 22811 77000 32630 25322 65201 02237"
+    rows = "0000E 02642 00356 03920 22811 77000 32630 25322 65210 02237"
     counts = np.array([[int(mark, 16) for mark in row] for row in rows.split()])
     assert annotation.fleiss_kappa(counts) == pytest.approx(0.210, abs=5e-4)
     with pytest.raises(InputError, match="same number of votes"):
