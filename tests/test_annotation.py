@@ -1,9 +1,18 @@
+import shutil
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+from browser import open_page
 
-from caan import annotation
+from caan import annotation, storage
 from caan.annotation import Vote
 from caan.errors import InputError
+from caan.on_ray import run_job
+from caan.schema import MANIFEST_SCHEMA, table_of
+from caan.voting_page import make_server
+from jobs.annotate import Job, main, read_votes
 
 SET = ("anger", "joy", "sadness")
 
@@ -64,3 +73,52 @@ def test_split_keeps_shares_of_every_emotion_and_parts_no_source():
     counts = annotation.label_counts(labels, splits)
     for emotion in SET:
         assert counts["test"][emotion] == pytest.approx(80, abs=4)
+
+
+def rows_of(tmp_path, count):
+    rows = [{"video_id": f"v{n}", "uri": f"{tmp_path}/{n}.mp4"} for n in range(count)]
+    for row in rows:
+        Path(row["uri"]).write_bytes(b"film")
+    return table_of(rows, MANIFEST_SCHEMA).to_pylist()
+
+
+def test_votes_become_labels_soft_labels_splits_and_statistics(tmp_path):
+    manifest, votes, output = (str(tmp_path / n) for n in ("m.parquet", "v.csv", "o.parquet"))
+    storage.write_table(table_of(rows_of(tmp_path, 4), MANIFEST_SCHEMA), manifest)
+    lines = ["video_id,annotator,label,gender"]
+    lines += [f"v{n},{who},happy,f" for n in range(2) for who in "xyz"]
+    lines += ["v2,x,joy,", "v2,y,anger,", "v2,z,fear,m"]
+    Path(votes).write_text("\n".join(lines))
+    arguments = ["--command.manifest", manifest, "--command.votes", votes]
+    assert run_job(Job, main, ["command:votes", *arguments, "--command.output", output]) == 0
+    rows = storage.read_table(output).to_pylist()
+    assert [row["label"] for row in rows] == ["joy", "joy", None, None]
+    assert dict(rows[2]["votes"]) == {"joy": 1, "anger": 1, "fear": 1}
+    assert [row["gender"] for row in rows] == ["f", "f", "m", None]
+    statistics = storage.read_json(output.replace("parquet", "json"))
+    assert (statistics["videos_with_label"], statistics["tied_without_label"]) == (2, 1)
+    assert statistics["fleiss_kappa"] is not None
+    Path(votes).write_text("video_id,annotator,label\nv0,x,bored\n")
+    with pytest.raises(InputError, match=r"row 1 of .* names `bored`"):
+        read_votes(votes, SET)
+
+
+def test_votes_by_keyboard_are_saved_and_the_page_goes_on_where_it_stopped(tmp_path):
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    rows, path = rows_of(tmp_path, 2), tmp_path / "votes.csv"
+    for left, key in ((2, "2"), (1, "3")):
+        server = make_server(rows, str(path), "anna", SET, 0)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with open_page() as page:
+            page.open(f"http://127.0.0.1:{server.server_port}/")
+            page.wait(f"left.textContent === '{left} videos left'")
+            page.run(f"dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}'}}))")
+            page.wait(f"!left.textContent.startsWith('{left} videos')")
+        server.shutdown()
+        server.server_close()
+    assert path.read_text().split() == [
+        "video_id,annotator,label,gender,age_range",
+        "v0,anna,joy,,",
+        "v1,anna,sadness,,",
+    ]
