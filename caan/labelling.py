@@ -14,6 +14,7 @@ import torch
 
 from caan.checkpoint import LoadedModel, load_model
 from caan.extraction import ExtractionConfig, SegmentEmbedder, flat_list, vector_array
+from caan.faces import LONE_MIN_SCORES, LONE_SECONDS
 from caan.models.frames import FrameBatch, HeadOutput
 from caan.prediction import probabilities_of, video_evidence
 from caan.runs import video_status
@@ -199,15 +200,45 @@ def pool_videos(segment_scores: pa.Table, model: LoadedModel) -> PooledVideos:
     )
 
 
+def without_false_faces(
+    segments: pa.Table, detector: str
+) -> tuple[pa.StructArray, pa.StructArray, str]:
+    """Frames and faces of one video, and its status; lone faces of low score are left out.
+
+    A face counts from the detector's own lowest score on if another is seen within
+    `LONE_SECONDS` of it, else from `LONE_MIN_SCORES` on (Source: our choice, after the two
+    thresholds of hysteresis in edge detection). Frames stay as they are; a video without any face
+    left is `no_face`.
+    """
+    frames, _ = flat_list(segments["frames"])
+    faces, _ = flat_list(segments["faces"])
+    status = video_status(segments["status"].to_pylist())
+    wanted = LONE_MIN_SCORES.get(detector, 0.0)
+    index = faces.field("frame_index").to_numpy(zero_copy_only=False)
+    seen = faces.field("box").is_valid().to_numpy(zero_copy_only=False)
+    times = dict(
+        zip(frames.field("frame_index").to_pylist(), frames.field("pts_seconds"), strict=True)
+    )
+    pts = np.array([times[i].as_py() for i in index.tolist()], np.float64)
+    scores = np.nan_to_num(faces.field("score").to_numpy(zero_copy_only=False))
+    near = np.abs(pts[seen][:, None] - pts[seen][None]) <= LONE_SECONDS
+    is_lone = np.zeros(len(faces), bool)
+    is_lone[seen] = near.sum(1) == 1
+    kept = ~(is_lone & (scores < wanted))
+    if not kept.all():
+        faces = faces.filter(pa.array(kept))
+        if not (seen & kept).any() and status == "ok":
+            status = "no_face"
+    return frames, faces, status
+
+
 def _pool_one(
     segments: pa.Table, model: LoadedModel
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     video_id = segments["video_id"][0].as_py()
     errors = [error for error in segments["error"].to_pylist() if error]
-    frames, _ = flat_list(segments["frames"])
-    faces, _ = flat_list(segments["faces"])
+    frames, faces, status = without_false_faces(segments, model.info.detector)
     num_faces = len(faces) - faces.field("box").null_count
-    status = video_status(segments["status"].to_pylist())
     pts = frames.field("pts_seconds").to_numpy(zero_copy_only=False)
     label: dict[str, Any] = {
         "video_id": video_id,

@@ -186,6 +186,26 @@ def test_videos_without_a_label_keep_one_row_with_their_status():
     assert nobody.frame_scores.num_rows == 0
 
 
+@pytest.mark.parametrize("segment_frames", [4, 30])
+def test_a_lone_face_of_low_score_is_taken_for_false(segment_frames):
+    model = model_of()
+    lone = features_of("a", segment_frames, face_every=20)  # frames 0 and 20: 10 seconds apart
+
+    def scored(*scores):
+        rows, left = lone.to_pylist(), iter(scores)
+        for row in rows:
+            for face in row["faces"]:
+                face["score"] = next(left)
+        (label,) = pooled(table_of(rows, lone.schema), model).labels.to_pylist()
+        return label["status"], label["num_faces"], label["label"] is not None
+
+    model = replace(model, info=replace(model.info, detector="libfacedetection"))
+    assert scored(0.81, 0.82) == ("no_face", 0, False)
+    assert scored(0.81, 0.95) == ("ok", 1, True)
+    model = replace(model, info=replace(model.info, detector="retinaface"))
+    assert scored(0.81, 0.82) == ("ok", 2, True)
+
+
 def failed(segment):
     (row,) = segment.to_pylist()
     row |= {"status": "timed_out", "error": "too slow", "frames": [], "faces": []}
