@@ -63,7 +63,8 @@ def main(job: Job) -> int:
         build=SegmentEmbedder,
         arguments=(extraction, ("face", "context")),
     )
-    return run.finish(run.process(pipeline))
+    record = run.process(pipeline)
+    return run.finish(record, run.statuses())
 
 
 if __name__ == "__main__":

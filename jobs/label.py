@@ -10,6 +10,7 @@ command again after an interruption: what is finished is not done twice.
 import logging
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -167,7 +168,7 @@ def main(job: Job) -> int:
         record["model_id"] = model.model_id
         record["model"] = job.model or "starter"
         pool(job.output, model_ref)
-    return run.finish(record)
+    return run.finish(record, label_statuses(job.output))
 
 
 def build_scorer(
@@ -234,6 +235,15 @@ def pool(output: str, model_ref: Any) -> None:
         for name in runs.part_files(output, table)[len(parts) :]:
             storage.delete(name)
     logger.info("%d videos labelled", num_videos)
+
+
+def label_statuses(output: str) -> Counter[str]:
+    """How many videos have which status in the labels: one without a true face is no_face there."""
+    counts: Counter[str] = Counter()
+    for name in runs.part_files(output, "labels"):
+        table = storage.read_table(name, ["is_main", "status"])
+        counts.update(table.filter(table["is_main"])["status"].to_pylist())
+    return counts
 
 
 if __name__ == "__main__":

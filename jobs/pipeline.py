@@ -231,14 +231,17 @@ class Run:
             **counts,
         }
 
-    def finish(self, record: dict[str, Any]) -> int:
-        """Count the videos' statuses, write run.json and give the exit code."""
+    def statuses(self) -> Counter[str]:
+        """How many videos have which status, by their segments."""
         statuses: dict[str, list[str]] = {}
         columns = ["video_id", "attempt", "status"]
         for table in runs.latest_segments(self.output, self.table, columns):
             for row in table.to_pylist():
                 statuses.setdefault(row["video_id"], []).append(row["status"])
-        counts = Counter(runs.video_status(of_video) for of_video in statuses.values())
+        return Counter(runs.video_status(of_video) for of_video in statuses.values())
+
+    def finish(self, record: dict[str, Any], counts: Counter[str]) -> int:
+        """Write run.json with these statuses of the videos and give the exit code."""
         good = sum(counts[status] for status in runs.GOOD_STATUSES)
         share = good / max(1, record["num_videos"])
         record |= {"statuses": dict(sorted(counts.items())), "good_share": share}
