@@ -69,10 +69,12 @@ class VotesJob:
 class Job:
     """Options of jobs.annotate."""
 
-    command: (
-        Annotated[PageJob, tyro.conf.subcommand("page")]
-        | Annotated[VotesJob, tyro.conf.subcommand("votes")]
-    )
+    command: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[
+            Annotated[PageJob, tyro.conf.subcommand("page")]
+            | Annotated[VotesJob, tyro.conf.subcommand("votes")]
+        ]
+    ]
     """page or votes."""
 
 

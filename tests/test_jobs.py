@@ -21,7 +21,7 @@ from jobs import evaluate, extract, index, label, train
 from jobs.pipeline import Resources
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = ("index", "extract", "train", "label", "evaluate", "reproduce", "demo")
+JOBS = ("index", "extract", "train", "label", "evaluate", "reproduce", "annotate", "demo")
 STARTER = {
     "detector": "libfacedetection",
     "face_backbone": "starter_face",
