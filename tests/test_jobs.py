@@ -114,6 +114,7 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
 
     assert extract.main(job) == 0  # again: nothing is done twice
     assert [file.uri for file in storage.list_files(f"{bucket}/features/features")] == names
+    assert storage.read_json(f"{bucket}/features/run.json")["seconds"] == record["seconds"]
     with pytest.raises(InputError, match="fps"):
         extract.main(extract.Job(manifest=manifest, output=f"{bucket}/features", **STARTER))
 
