@@ -89,8 +89,8 @@ def test_votes_become_labels_soft_labels_splits_and_statistics(tmp_path):
     lines += [f"v{n},{who},happy,f" for n in range(2) for who in "xyz"]
     lines += ["v2,x,joy,", "v2,y,anger,", "v2,z,fear,m"]
     Path(votes).write_text("\n".join(lines))
-    arguments = ["--command.manifest", manifest, "--command.votes", votes]
-    assert run_job(Job, main, ["command:votes", *arguments, "--command.output", output]) == 0
+    arguments = ["--manifest", manifest, "--votes", votes]
+    assert run_job(Job, main, ["votes", *arguments, "--output", output]) == 0
     rows = storage.read_table(output).to_pylist()
     assert [row["label"] for row in rows] == ["joy", "joy", None, None]
     assert dict(rows[2]["votes"]) == {"joy": 1, "anger": 1, "fear": 1}
