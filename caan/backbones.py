@@ -101,6 +101,7 @@ class Vgg(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Linear(num_channels * grid * grid, num_features))
         self.grid = grid
+        self.num_channels = num_channels
         self.num_features = num_features
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -129,9 +130,15 @@ class Backbone(nn.Module):
         relu: bool = False,
         dtype: torch.dtype = torch.float32,
         metadata: dict[str, str] | None = None,
+        map_layer: nn.Module,
+        map_shape: tuple[int, int, int],
     ) -> None:
         super().__init__()
         self.network = network
+        # in a list, as a plain attribute would register the layer a second time
+        self._map_layer = [map_layer]
+        self.map_shape = map_shape
+        """Channels, height and width of its pool5 map, or of what stands for one."""
         self.name = name
         """Its line in BACKBONES."""
         self.dim = dim
@@ -172,28 +179,30 @@ class Backbone(nn.Module):
         x_BCHW = x_BCHW / self._scale - self._shift
         return x_BCHW.to(self.dtype, memory_format=torch.channels_last)
 
-    def features(self, pictures: Tensor, layer: str = "fc6") -> Tensor:
-        """Vectors float32 of uint8 RGB pictures [B, H, W, 3] of any size.
-
-        `layer` is `fc6` for what `forward` gives, [B, D], or `pool5` for a VGG's last map,
-        [B, 512, 7, 7].
-
-        Raises:
-            InputError: a layer that this backbone does not have.
-        """
-        pictures = pictures.to(next(self.network.parameters()).device, non_blocking=True)
-        if layer == "fc6":
-            if self.colours is None:
-                return self.network(pictures)
-            vectors_BD = self.network(self.prepare(pictures)).float()
-            return vectors_BD.relu() if self.relu else vectors_BD
-        if layer != "pool5" or not isinstance(self.network, Vgg):
-            raise InputError(f"the backbone `{self.name}` has no layer `{layer}`")
-        return self.network.features(self.prepare(pictures)).float().contiguous()
-
     def forward(self, pictures: Tensor) -> Tensor:
         """Vectors float32 [B, D] of uint8 RGB pictures [B, H, W, 3] of any size."""
-        return self.features(pictures)
+        pictures = pictures.to(next(self.network.parameters()).device, non_blocking=True)
+        if self.colours is None:
+            return self.network(pictures)
+        vectors_BD = self.network(self.prepare(pictures)).float()
+        return vectors_BD.relu() if self.relu else vectors_BD
+
+    def with_map(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors as `forward`, and the maps float32 [B, C, H, W] that they were made from.
+
+        The map is a VGG's pool5, 512x7x7. The starters have no such layer; theirs is the map
+        before the last 1x1 convolution, 320x7x7 and 320x4x4.
+
+        Source: paper Section 5.1 for pool5; our choice for the starters.
+        """
+        seen: list[Tensor] = []
+        hook = self._map_layer[0].register_forward_hook(
+            lambda layer, inputs, output: seen.append(output)
+        )
+        vectors_BD = self(pictures)
+        hook.remove()
+        # The starter for faces looks at mirror images too, after the pictures themselves.
+        return vectors_BD, seen[0][: len(pictures)].float().contiguous()
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
@@ -222,9 +231,14 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
 
 
 def embed_pictures(
-    backbone: Backbone, pictures: np.ndarray, batch_size: int
+    backbone: Backbone,
+    pictures: np.ndarray,
+    batch_size: int,
+    maps_NCHW: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Vectors float16 [N, D] of uint8 RGB pictures [N, H, W, 3], and the number of batches taken.
+
+    `maps_NCHW`, float16, is filled with the pool5 maps where it is given.
 
     All batches but the last are full; the mean fill is N / (batches x batch_size). Each vector
     depends on its own picture only.
@@ -239,11 +253,18 @@ def embed_pictures(
             batch = torch.from_numpy(np.ascontiguousarray(pictures[first : first + batch_size]))
             if device.type == "cuda":
                 batch = batch.pin_memory()
-            batches.append(backbone(batch).half())
+            if maps_NCHW is None:
+                batches.append(backbone(batch).half())
+            else:
+                vectors, maps = backbone.with_map(batch)
+                batches.append(vectors.half())
+                maps_NCHW[first : first + batch_size] = maps.half().cpu().numpy()
         if not batches:
             return np.empty((0, backbone.dim), np.float16), 0
         vectors = torch.cat(batches)
         is_finite = bool(vectors.isfinite().all())
+        if maps_NCHW is not None:
+            is_finite &= bool(np.isfinite(maps_NCHW).all())
     if not is_finite:
         raise ValueError(
             f"the backbone {backbone.identity} gave vectors beyond float16 in {backbone.dtype}: "
@@ -306,6 +327,8 @@ def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
         relu=config.relu,
         dtype=choose_precision(config.precision, device),
         metadata=metadata,
+        map_layer=network.features,
+        map_shape=(network.num_channels, network.grid, network.grid),
     )
 
 
@@ -366,6 +389,8 @@ def _load_starter_face(config: BackboneConfig, device: torch.device) -> Backbone
         dim=network.dim,
         identity=network.identity,
         licence="Starter face weights: see caan/starter/MODEL_CARD.md.",
+        map_layer=network.trunk[-2],
+        map_shape=(320, 4, 4),
     )
 
 
@@ -389,6 +414,8 @@ def _load_starter_context(config: BackboneConfig, device: torch.device) -> Backb
         licence="Torchvision's ImageNet MobileNetV2 weights (BSD 3-clause).",
         is_random=config.weights == RANDOM,
         colours=IMAGENET_COLOURS,
+        map_layer=network.features[-2],
+        map_shape=(320, 7, 7),
     )
 
 

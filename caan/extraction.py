@@ -5,6 +5,7 @@
 """
 
 import functools
+import math
 import os
 import tempfile
 import time
@@ -285,9 +286,15 @@ class SegmentEmbedder:
         device: str,
         batch_size: int,
         num_threads: int,
+        *,
+        maps: Sequence[str] = (),
     ) -> None:
-        """`modalities`: face, context or both; vectors of the other are null, of one number."""
+        """`modalities`: face, context or both; vectors of the other are null, of one number.
+
+        `maps`: of which of them the pool5 maps are given as well.
+        """
         torch.set_num_threads(num_threads)
+        self.maps = tuple(maps)
         self.face = self.context = None
         if "face" in modalities:
             self.face = load_backbone(config.backbone_config("face"), device)
@@ -296,7 +303,9 @@ class SegmentEmbedder:
         self.batch_size = batch_size
         self.fps = config.fps
         self.schema = features_schema(
-            self.face.dim if self.face else 1, self.context.dim if self.context else 1
+            self.face.dim if self.face else 1,
+            self.context.dim if self.context else 1,
+            **{f"{name}_pool5": math.prod(getattr(self, name).map_shape) for name in self.maps},
         )
         self.counts: dict[str, float] = {}
 
@@ -310,8 +319,8 @@ class SegmentEmbedder:
         frames, frame_offsets = flat_list(table["frames"])
         faces, face_offsets = flat_list(table["faces"])
         start = time.perf_counter()
-        context_vectors = self._embed(self.context, frames.field("picture"))
-        face_vectors = self._embed(self.face, faces.field("picture"))
+        context_vectors, context_maps = self._embed("context", frames.field("picture"))
+        face_vectors, face_maps = self._embed("face", faces.field("picture"))
         self.counts |= {
             "segments": table.num_rows,
             "frames": len(frames),
@@ -330,21 +339,37 @@ class SegmentEmbedder:
         columns = {name: table[name] for name in self.schema.names if name in table.column_names}
         columns["frames"] = pa.ListArray.from_arrays(frame_offsets, frame_rows)
         columns["faces"] = pa.ListArray.from_arrays(face_offsets, face_rows)
+        if face_maps is not None:
+            columns["face_pool5"] = pa.ListArray.from_arrays(face_offsets, face_maps)
+        if context_maps is not None:
+            columns["context_pool5"] = pa.ListArray.from_arrays(frame_offsets, context_maps)
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
-    def _embed(self, backbone: Backbone | None, pictures: pa.Array) -> pa.FixedSizeListArray:
+    def _embed(
+        self, kind: str, pictures: pa.Array
+    ) -> tuple[pa.FixedSizeListArray, pa.FixedSizeListArray | None]:
+        backbone: Backbone | None = getattr(self, kind)
         if backbone is None:
-            return vector_array(
-                np.zeros((len(pictures), 1), np.float16), np.ones(len(pictures), bool)
-            )
+            none = np.zeros((len(pictures), 1), np.float16)
+            return vector_array(none, np.ones(len(pictures), bool)), None
         given = pictures.is_valid().to_numpy(zero_copy_only=False)
         stack = picture_stack(pictures.drop_null(), PICTURE_SIZE)
         vectors = np.zeros((len(pictures), backbone.dim), np.float16)
+        maps = None
+        if kind in self.maps:
+            maps = np.zeros((len(stack), *backbone.map_shape), np.float16)
         if len(stack):
-            vectors[given], num_batches = embed_pictures(backbone, stack, self.batch_size)
+            vectors[given], num_batches = embed_pictures(backbone, stack, self.batch_size, maps)
             self._count("pictures", len(stack))
             self._count("batch_places", num_batches * self.batch_size)
-        return vector_array(vectors, ~given)
+        if maps is None:
+            return vector_array(vectors, ~given), None
+        if not given.all():
+            spread = np.zeros((len(pictures), *backbone.map_shape), np.float16)
+            spread[given] = maps
+            maps = spread
+        flat = maps.reshape(len(maps), math.prod(backbone.map_shape))
+        return vector_array(vectors, ~given), vector_array(flat, ~given)
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + value
@@ -384,9 +409,14 @@ def flat_list(column: pa.ChunkedArray) -> tuple[pa.StructArray, pa.Array]:
 
 
 def identities(
-    config: ExtractionConfig, modalities: Sequence[str] = ("face", "context")
+    config: ExtractionConfig,
+    modalities: Sequence[str] = ("face", "context"),
+    *,
+    maps: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Names, weight hashes and dimensions of detector and backbones, for run.json.
+
+    `maps` names the modalities whose pool5 maps are kept, and adds their shapes.
 
     Loads each once on the CPU, so that a missing weight file ends the job before it starts.
     """
@@ -396,4 +426,6 @@ def identities(
         found[f"{kind}_backbone"] = backbone.identity
         found[f"{kind}_dim"] = backbone.dim
         found[f"{kind}_is_random"] = backbone.is_random
+        if kind in maps:
+            found[f"{kind}_pool5_shape"] = list(backbone.map_shape)
     return found

@@ -166,8 +166,19 @@ times the full size. `picture` is null for a frame that no network needs to see.
 manifest's, in pixels of the full size, for the detector that comes next."""
 
 
-def features_schema(face_dim: int, context_dim: int) -> pa.Schema:
-    """Schema of the features: one row per segment, vectors of `face_dim` and `context_dim`."""
+def features_schema(
+    face_dim: int, context_dim: int, *, face_pool5: int = 0, context_pool5: int = 0
+) -> pa.Schema:
+    """Schema of the features: one row per segment, vectors of `face_dim` and `context_dim`.
+
+    With `face_pool5` or `context_pool5` numbers per map there is a column of that name beside
+    `faces` or `frames`, item for item, so that whoever reads vectors does not read maps.
+    """
+    maps = [
+        (name, pa.list_(pa.list_(pa.float16(), size)))
+        for name, size in (("face_pool5", face_pool5), ("context_pool5", context_pool5))
+        if size
+    ]
     return pa.schema(
         [
             *_SEGMENT_FIELDS,
@@ -197,6 +208,7 @@ def features_schema(face_dim: int, context_dim: int) -> pa.Schema:
                     )
                 ),
             ),
+            *maps,
         ]
     )
 

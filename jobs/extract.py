@@ -6,6 +6,7 @@ Run the same command again after an interruption: finished segments are not done
 """
 
 import dataclasses
+import functools
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ class Job(ExtractionConfig):
     """Manifest written by jobs.index; local or s3://."""
     output: str
     """Folder of the features; local or s3://."""
+    pool5: Literal["none", "face", "context", "both"] = "none"
+    """Keep pool5 maps too, for model pool5_attention and the branches of Tables 2 and 3: 50 KB a
+    face and a frame with VGG, six times its fc6."""
     retry_failed: bool = False
     """Do the videos again whose last try failed."""
     on_change: Literal["error", "recompute"] = "error"
@@ -44,13 +48,14 @@ def main(job: Job) -> int:
     """Extract; gives the exit code."""
     names = [field.name for field in dataclasses.fields(ExtractionConfig)]
     extraction = ExtractionConfig(**{name: getattr(job, name) for name in names})
+    maps = {"none": (), "both": ("face", "context")}.get(job.pool5, (job.pool5,))
     run = Run(
         job_name="extract",
         manifest_uri=job.manifest,
         output=job.output,
         table=TABLE,
         config=extraction,
-        identity=identities(extraction),
+        identity=identities(extraction, maps=maps),
         whole_config=config.to_dict(job),
         retry_failed=job.retry_failed,
         on_change=job.on_change,
@@ -60,7 +65,7 @@ def main(job: Job) -> int:
         config=extraction,
         limits=job.limits,
         resources=job.resources,
-        build=SegmentEmbedder,
+        build=functools.partial(SegmentEmbedder, maps=maps),
         arguments=(extraction, ("face", "context")),
     )
     record = run.process(pipeline)

@@ -91,8 +91,9 @@ def test_fc6_reads_the_map_in_channel_height_width_order(narrow: BackboneConfig)
     pictures = torch.from_numpy(_pictures(2))
     backbone = load_backbone(narrow)
     linear = backbone.network.classifier[0]
-    map_BCHW = backbone.features(pictures, layer="pool5")
-    assert map_BCHW.shape == (2, 32, 2, 2)
+    vectors, map_BCHW = backbone.with_map(pictures)
+    assert map_BCHW.shape == (2, *backbone.map_shape) == (2, 32, 2, 2)
+    torch.testing.assert_close(vectors, backbone(pictures))
     kernel = linear.weight.reshape(24, 32, 2, 2)
     expected = functional.conv2d(map_BCHW, kernel, linear.bias).flatten(1)
     torch.testing.assert_close(backbone(pictures), expected.relu())
@@ -176,11 +177,23 @@ def test_random_vgg_of_full_size_embeds_and_says_that_it_is_random(
         backbone = load_backbone(BackboneConfig(name="vgg16", weights="random", seed=5))
     assert "random weights" in caplog.text
     assert (backbone.is_random, backbone.identity, backbone.dim) == (True, "vgg16:random:5", 4096)
-    vectors, _ = embed_pictures(backbone, _pictures(2, size=(120, 200)), 2)
+    pool5 = np.full((2, *backbone.map_shape), np.nan, np.float16)
+    vectors, _ = embed_pictures(backbone, _pictures(2, size=(120, 200)), 2, pool5)
     assert vectors.shape == (2, 4096)
     assert 0.2 < vectors.astype(np.float32).std() < 2
-    pool5 = backbone.features(torch.from_numpy(_pictures(1)), layer="pool5")
-    assert pool5.shape == (1, 512, 7, 7)
+    assert pool5.shape == (2, 512, 7, 7)
+    assert pool5.max() > 0
+
+
+@pytest.mark.parametrize("name", ["starter_face", "starter_context"])
+def test_the_starters_last_map_stands_for_pool5(name: str) -> None:
+    backbone = load_backbone(BackboneConfig(name=name))
+    pictures = _pictures(3)
+    maps = np.zeros((3, *backbone.map_shape), np.float16)
+    with_maps, _ = embed_pictures(backbone, pictures, 2, maps)
+    without, _ = embed_pictures(backbone, pictures, 2)
+    np.testing.assert_array_equal(with_maps, without)
+    assert np.ptp(maps, axis=0).max() > 0.1
 
 
 def test_vgg_has_torchvisions_layers() -> None:

@@ -198,6 +198,28 @@ def test_vectors_are_those_of_a_direct_forward_in_any_batch(pictures, embedder):
         assert np.ptp(expected, axis=0).max() > 0.1
 
 
+def test_pool5_maps_stand_beside_the_vectors_item_for_item(pictures, embedder, decoder):
+    bad = decoder(plan_of("/nowhere/gone.mp4", etag="known"))
+    both = ("face", "context")
+    with_maps = SegmentEmbedder(CONFIG, both, "cpu", batch_size=4, num_threads=1, maps=both)
+    features = with_maps(pa.concat_tables([bad, pictures]))
+    size = 320 * 7 * 7
+    assert features.schema == features_schema(1280, 1280, face_pool5=size, context_pool5=size)
+    features.validate(full=True)
+    plain = embedder(pa.concat_tables([bad, pictures]))
+    assert features.select(plain.column_names) == plain
+    assert features["context_pool5"].to_pylist()[0] == []
+    for vectors, maps in (("frames", "context"), ("faces", "face")):
+        given = [item[f"{maps}_vector"] is not None for item in flat(features, vectors)]
+        assert [item is not None for item in flat(features, f"{maps}_pool5")] == given
+    backbone = load_backbone(CONFIG.backbone_config("face"))
+    shown = np.frombuffer(flat(pictures, "faces")[1]["picture"], np.uint8).reshape(1, 224, 224, 3)
+    with torch.inference_mode():
+        expected = backbone.with_map(torch.tensor(shown))[1].flatten().numpy()
+    assert flat(features, "face_pool5")[1] == pytest.approx(expected, abs=5e-3, rel=2e-3)
+    assert with_maps(bad)["face_pool5"].to_pylist() == [[]]
+
+
 def test_one_modality_leaves_the_other_null(pictures):
     of_face = SegmentEmbedder(CONFIG, ("face",), "cpu", batch_size=4, num_threads=1)
     features = of_face(pictures)
