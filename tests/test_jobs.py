@@ -99,6 +99,7 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
         output=f"{bucket}/features",
         fps=4.0,
         segment_frames=2,
+        pool5="face",
         resources=Resources(decoders=2),
         **STARTER,
     )
@@ -108,7 +109,11 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     assert record["is_complete"]
     names = [file.uri for file in storage.list_files(f"{bucket}/features/features")]
     segments = storage.read_table(f"{bucket}/features/features")
-    assert segments.schema.equals(schema.features_schema(260, 1280))
+    channels, height, width = record["identity"]["face_pool5_shape"]
+    num_numbers = channels * height * width
+    assert segments.schema.equals(schema.features_schema(260, 1280, face_pool5=num_numbers))
+    for row in segments.to_pylist():
+        assert [len(item) for item in row["face_pool5"]] == [num_numbers] * len(row["faces"])
     segment_ids = segments["segment_id"].to_pylist()
     assert len(set(segment_ids)) == len(segment_ids)
 
