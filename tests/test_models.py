@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from caan.errors import InputError
+from caan.losses import LossConfig
 from caan.models import MODELS, EncodedFrames, FrameBatch, ModelConfig, build_model
 from caan.models.attention import normalize_scores
+from caan.objective import batch_loss
 
 DIM, EMOTIONS, POOL5 = 24, 5, (6, 3, 3)
 SMALL = {"projection_size": 16, "fusion_size": 20, "feature_size": 12, "recurrent_size": 10}
@@ -139,6 +141,23 @@ def test_gradients_are_finite(name, counts, equal):
     output = head(frames)
     loss = sum(part.square().sum() for part in output)
     loss.backward()
+    for parameter, weight in head.named_parameters():
+        assert weight.grad is None or torch.isfinite(weight.grad).all(), parameter
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["random", "all_equal"])
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_every_loss_together_are_finite(name, equal):
+    head = head_named(name).train()
+    frames = frames_of([40, 1, 3, 1])
+    if equal:
+        frames = each(frames, torch.ones_like)._replace(mask_BT=frames.mask_BT)
+    frame_weight = 1.0 if head.trains_frames else 0.0
+    config = LossConfig(frame_weight=frame_weight, contrastive_weight=1.0)
+    targets_B = torch.tensor([0, 1, 0, 1])
+    loss = batch_loss(head(frames), frames, targets_B, config, torch.ones(EMOTIONS))
+    loss.backward()
+    assert torch.isfinite(loss)
     for parameter, weight in head.named_parameters():
         assert weight.grad is None or torch.isfinite(weight.grad).all(), parameter
 
