@@ -349,9 +349,9 @@ def _is_no_parquet(text: str) -> bool:
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """Write one Parquet file (zstd) as a whole."""
+    """Write one Parquet file (zstd, with page checksums) as a whole."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_bytes(path, buffer.getvalue())
 
 

@@ -1,0 +1,147 @@
+"""Deletes the rows of single videos from every table of an output folder.
+
+Each file is written anew beside its place and then put in its place, so a reader sees the old
+table or the new one; run.json is written last. After an interruption the same command goes on, and
+to run it twice changes nothing. No job may write to the folder meanwhile.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from caan import runs, storage
+from caan.errors import InputError
+from caan.verification import TABLES
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+
+
+@dataclass
+class Forgotten:
+    """What was deleted."""
+
+    num_rows: int = 0
+    """Rows of Parquet tables, CSV and JSON Lines."""
+    files: list[str] = field(default_factory=list)
+    """Files of these videos alone, such as previews, and left-overs of killed writes."""
+    mentions: list[str] = field(default_factory=list)
+    """Files that still name the videos, which a job must write again (reports)."""
+
+
+def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
+    """Delete all rows and files of these videos under `output`.
+
+    Old versions in a bucket with versioning, models trained on the videos, and manifests elsewhere
+    are untouched: a run from a manifest that still names a video makes its rows anew.
+
+    Raises:
+        InputError: no ids, an id that is none, or no run.json in `output`.
+        StorageError: storage is out of reach or denies access.
+    """
+    if not video_ids:
+        raise InputError("--video-ids names no video: give one or more ids.")
+    for video_id in video_ids:
+        if not re.fullmatch(r"[\w.-]{4,}", video_id):
+            raise InputError(f"--video-ids `{video_id}` is no id: copy it from the manifest.")
+    run_file = storage.join(output, "run.json")
+    if not storage.exists(run_file):
+        raise InputError(
+            f"`{storage.redact(output)}` has no run.json: --output takes a folder that one of the "
+            "jobs wrote."
+        )
+    done = Forgotten()
+    named = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, video_ids))})(?=$|[.-])")
+    for file in storage.list_files(output):
+        name = file.uri.rpartition("/")[2]
+        if file.uri == storage.normalise(run_file):
+            continue
+        if _TEMPORARY.search(name) or named.match(name):
+            storage.delete(file.uri)
+            done.files.append(file.uri)
+        elif name.endswith(".parquet"):
+            done.num_rows += _filter_table(file.uri, video_ids)
+        elif name.endswith((".csv", ".jsonl")):
+            done.num_rows += _filter_text(file.uri, video_ids)
+        elif name.endswith((".json", ".html", ".md", ".vtt", ".eaf", ".txt")):
+            text = storage.read_bytes(file.uri).decode(errors="replace")
+            if any(video_id in text for video_id in video_ids):
+                done.mentions.append(file.uri)
+    record = storage.read_json(run_file)
+    if record.get("is_complete") and record.get("job") in TABLES:
+        counted = record | counts_of(output, record)
+        if counted != record:
+            storage.write_json(run_file, counted)
+    return done
+
+
+def _filter_table(uri: str, video_ids: Sequence[str]) -> int:
+    """Rows removed from one Parquet file; it stays, with its schema, even without rows."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    if "video_id" in table.column_names:
+        drop = pc.is_in(table["video_id"], value_set=pa.array(video_ids, pa.string()))
+    elif "segment_id" in table.column_names:  # a checkpoint of an unfinished shard
+        owners = pc.replace_substring_regex(table["segment_id"], r"-\d{8,}$", "")
+        drop = pc.is_in(owners, value_set=pa.array(video_ids, pa.string()))
+    else:
+        return 0
+    num_dropped = pc.sum(drop).as_py() or 0
+    if num_dropped:
+        storage.write_table(table.filter(pc.invert(drop)), uri)
+    return int(num_dropped)
+
+
+def _filter_text(uri: str, video_ids: Sequence[str]) -> int:
+    """Rows removed from a CSV with a header, or from JSON Lines."""
+    text = storage.read_bytes(uri).decode()
+    if uri.endswith(".csv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows: list[dict[str, Any]] = list(reader)
+        if "video_id" not in (reader.fieldnames or []):
+            return 0
+    else:
+        rows = [json.loads(line) for line in text.splitlines()]
+    kept = [row for row in rows if row.get("video_id") not in video_ids]
+    if len(kept) == len(rows):
+        return 0
+    if uri.endswith(".csv"):
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows(kept)
+        text = buffer.getvalue()
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+    storage.write_bytes(uri, text.encode())
+    return len(rows) - len(kept)
+
+
+def counts_of(output: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What run.json counts, from the tables as they are."""
+    manifest = storage.read_table(storage.join(output, "manifest.parquet"), ["video_id"])
+    of_videos: dict[str, list[str]] = {}
+    columns = ["video_id", "attempt", "status"]
+    for table in runs.latest_segments(output, TABLES[record["job"]], columns):
+        for row in table.to_pylist():
+            of_videos.setdefault(row["video_id"], []).append(row["status"])
+    statuses = Counter(runs.video_status(found) for found in of_videos.values())
+    if record["job"] == "label":
+        statuses = Counter()
+        for name in runs.part_files(output, "labels"):
+            table = storage.read_table(name, ["is_main", "status"])
+            statuses.update(table.filter(table["is_main"])["status"].to_pylist())
+    good = sum(statuses[status] for status in runs.GOOD_STATUSES)
+    return {
+        "num_videos": manifest.num_rows,
+        "num_segments": sum(len(found) for found in of_videos.values()),
+        "statuses": dict(sorted(statuses.items())),
+        "good_share": good / max(1, manifest.num_rows),
+    }
