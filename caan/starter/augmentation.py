@@ -140,10 +140,10 @@ def cover(faces_B1HW: Tensor, share: float) -> Tensor:
 def augment(faces_B1HW: Tensor, size_pixels: int, strength: float = 1.0) -> Tensor:
     """Training pictures float [B, 1, size, size] in 0..255 of faces [B, 1, 48, 48].
 
-    A fifth of them, at random, stay nearly as they were.
+    A third of them, at random, stay nearly as they were.
     """
     count = len(faces_B1HW)
-    plain = count // 5
+    plain = count // 3
     easy = warp(faces_B1HW[:plain], size_pixels, 0.35 * strength)
     hard = warp(faces_B1HW[plain:], size_pixels, strength)
     hard = compress(cover(relight(lose_detail(hard)), 0.3 * strength))
