@@ -192,7 +192,9 @@ def fit_loader(
         run.load(resume)
     elif config.standardize:
         for modality in model.modalities:
-            getattr(model, f"standardize_{modality}").set(*loader.moments(modality))
+            standardize = getattr(model, f"standardize_{modality}")
+            if not standardize.is_fixed:
+                standardize.set(*loader.moments(modality))
     # Some loss weights leave a branch without a gradient, hence find_unused_parameters.
     trained = (
         DistributedDataParallel(model, find_unused_parameters=True) if world_size > 1 else model

@@ -61,6 +61,8 @@ class Standardize(nn.Module):
 
     shift_D: Tensor
     scale_D: Tensor
+    is_fixed = False
+    """True keeps what another model's training frames set (`caan.models.growth`)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,0 +1,184 @@
+"""Whether attention earns its place on composed videos: writes benchmarks/attention.json.
+
+Compose the corpus as benchmarks/composed.py says, take features of it, then run:
+
+    python -m jobs.index --input corpus --output manifest.parquet
+    python -m jobs.extract --manifest manifest.parquet --output features --fps 5 \
+        --detector libfacedetection --face-backbone starter_face --context-backbone starter_context
+    python -m benchmarks.attention --corpus corpus --features features
+
+Heads learn from the training videos with several seeds and are scored on all test videos, one
+without a detected face counting as wrong. `frames.csv` of the corpus says what each face showed
+when, so each head's emotion scores can be asked whether informative frames lie above spoiled ones.
+The shipped starter head is scored as it is, and with its scores replaced by equal ones.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from caan import checkpoint, comparison, runs
+from caan.models.build import build_model
+from caan.packing import PackedVideos, pack_features
+from caan.prediction import Predictions, predict
+from caan.starter.head import area_under_curve
+from caan.training import fit
+
+PAIRS = (
+    ("caan_face", "faa"),
+    ("caan_context", "caa"),
+    ("caan", "ffaa"),
+    ("caan", "caan_face"),
+    ("caan", "caan_context"),
+)
+"""First minus second is reported; the first three are attention against averaging."""
+
+KINDS = ("informative", "neutral", "spoiled")
+
+
+def frame_kinds(corpus: Path, split: str, uris: Sequence[str], test: PackedVideos) -> np.ndarray:
+    """Number in KINDS of what the face of each of the test videos' frames shows."""
+    spans: dict[str, list[tuple[float, float, int]]] = {}
+    with (corpus / split / "frames.csv").open() as file:
+        for row in csv.DictReader(file):
+            spans.setdefault(row["path"], []).append(
+                (float(row["start_seconds"]), float(row["end_seconds"]), KINDS.index(row["kind"]))
+            )
+    kinds = []
+    for video, uri in enumerate(uris):
+        own = spans["/".join(uri.split("/")[-2:])]
+        for seconds in test.pts_seconds_N[test.rows_of(video)]:
+            # The presentation time of a frame is the start of what it shows.
+            kinds.append(next(k for start, end, k in own if start - 1e-3 <= seconds < end - 1e-3))
+    return np.array(kinds)
+
+
+def areas(scores_N: np.ndarray, kinds_N: np.ndarray, counts_V: np.ndarray) -> dict[str, float]:
+    """AUC of emotion scores between kinds of frames; scores are compared over all videos.
+
+    A score is relative to its video's mean score, so that short and long videos compare.
+    """
+    relative = scores_N * np.repeat(counts_V, counts_V)
+    of = [torch.from_numpy(relative[kinds_N == k]) for k in range(3)]
+    return {
+        "informative_over_spoiled": area_under_curve(of[0], of[2]),
+        "neutral_over_spoiled": area_under_curve(of[1], of[2]),
+        "informative_over_neutral": area_under_curve(of[0], of[1]),
+    }
+
+
+def hits(found: Predictions, rule: str, test: PackedVideos) -> np.ndarray:
+    """Whether each test video's label is right: bool [V]."""
+    return (found.evidence_VK[rule].argmax(1) == test.labels_V) & (test.counts_V > 0)
+
+
+def starter(model: Path, test: PackedVideos, kinds_N: np.ndarray) -> dict[str, Any]:
+    """The shipped head on the test videos, and the same head with equal scores."""
+    loaded = checkpoint.load_model(model)
+    found = predict(loaded.head, test, centroids_KR=loaded.centroids_KR)
+    attention_V = hits(found, loaded.info.rule, test)
+    starts_V = np.cumsum(test.counts_V) - test.counts_V
+    usable_V = test.counts_V > 0
+    sums_VK = np.add.reduceat(found.frame_logits_NK, starts_V[usable_V])
+    average_V = np.zeros(len(test), bool)
+    average_V[usable_V] = sums_VK.argmax(1) == test.labels_V[usable_V]
+    difference = (attention_V.astype(float) - average_V)[None]
+    return {
+        "attention": float(attention_V.mean()),
+        "averaging": float(average_V.mean()),
+        "difference": float(difference.mean()),
+        "difference_interval_95": comparison.bootstrap(difference),
+        "auc": areas(found.scores_N, kinds_N, test.counts_V),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=Path("caan/starter/model"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/attention.json"))
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    manifest = pq.read_table(options.features / "manifest.parquet")
+    record = json.loads((options.features / "run.json").read_text())
+    packed = pack_features(
+        runs.latest_segments(
+            str(options.features),
+            "features",
+            ["segment_id", "video_id", "attempt", "frames", "faces"],
+        ),
+        manifest,
+        sorted(set(manifest["label"].to_pylist())),
+    )
+    uris = dict(zip(manifest["video_id"].to_pylist(), manifest["uri"].to_pylist(), strict=True))
+    systems = list(dict.fromkeys(name for pair in PAIRS for name in pair))
+    right: dict[str, list[np.ndarray]] = {name: [] for name in systems}
+    found_areas: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
+    starter_result: dict[str, Any] = {}
+    for trial in comparison.grid(systems, range(options.seeds), ["corpus"]):
+        assert not isinstance(trial.recipe, str)
+        train, validation, test = comparison.divided(packed, trial)
+        kinds_N = frame_kinds(
+            options.corpus, "test", [uris[str(i)] for i in test.video_ids_V], test
+        )
+        if not starter_result:
+            starter_result = starter(options.model, test, kinds_N)
+            print(json.dumps(starter_result, indent=2), flush=True)
+        head = build_model(
+            trial.recipe.model,
+            face_dim=packed.face_dim,
+            context_dim=packed.context_dim,
+            num_emotions=len(packed.label_set),
+            seed=trial.seed,
+        )
+        result = fit(head, train, validation, trial.recipe.train)
+        found = predict(head, test, centroids_KR=result.centroids_KR)
+        right[trial.system].append(hits(found, trial.recipe.train.rule, test))
+        if trial.system.startswith("caan"):
+            found_areas[trial.system].append(areas(found.scores_N, kinds_N, test.counts_V))
+        print(trial.name, float(right[trial.system][-1].mean()), flush=True)
+    right_SV = {name: np.stack(rows).astype(float) for name, rows in right.items()}
+    differences = {
+        f"{first} - {second}": {
+            "mean": float((right_SV[first] - right_SV[second]).mean()),
+            "interval_95": comparison.bootstrap(right_SV[first] - right_SV[second]),
+        }
+        for first, second in PAIRS
+    }
+    output = {
+        "starter_head_as_shipped": starter_result,
+        "accuracy": {
+            name: {"mean": float(rows.mean()), "seeds": rows.mean(1).round(4).tolist()}
+            for name, rows in right_SV.items()
+        },
+        "differences": differences,
+        "auc": {
+            name: {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+            for name, rows in found_areas.items()
+            if rows
+        },
+        "num_train_and_validation": int((packed.splits_V == "train").sum()),
+        "num_test": len(test),
+        "test_videos_without_a_face": int((test.counts_V == 0).sum()),
+        "mean_frames_with_a_face": float(test.counts_V.mean()),
+        "frames_by_kind": {kind: int((kinds_N == k).sum()) for k, kind in enumerate(KINDS)},
+        "face_backbone": record["config"]["face_backbone"],
+        "machine": platform.processor() or platform.machine(),
+    }
+    options.output.write_text(json.dumps(output, indent=2) + "\n")
+    print(json.dumps(output, indent=2))
+
+
+if __name__ == "__main__":
+    main()
