@@ -56,7 +56,7 @@ def grow_from(
                     f"least {tuple(tensor.shape)}: choose larger sizes and the same depth"
                 )
             _put(state[name], tensor)
-        if passed_on in state and passed_on not in old:
+        if len(head.modalities) > len(source.modalities):
             if head.fusion.kind != "concat_fc":
                 raise InputError("option `init` from a face model needs `model.fusion` concat_fc")
             size = source.project_face.out_features
