@@ -27,9 +27,6 @@ LOGGER = logging.getLogger(__name__)
 
 NEUTRAL = EMOTIONS.index("neutral")
 
-SILU_FLOOR = 0.279
-"""Below the least value of a silu, so that a ReLU behind the sum changes nothing."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
@@ -110,7 +107,10 @@ def embed_faces(network: StarterFace, pictures_B1HW: Tensor) -> Tensor:
 
 
 def head_of(network: StarterFace, model: ModelConfig, seed: int) -> Head:
-    """CAAN on face vectors that classifies a single frame exactly as the network does."""
+    """CAAN on face vectors that classifies a single frame exactly as the network does.
+
+    The network's features are 0 or more, so the ReLUs between change nothing.
+    """
     head = build_model(
         model, face_dim=network.dim, context_dim=0, num_emotions=len(EMOTIONS), seed=seed
     )
@@ -122,15 +122,11 @@ def head_of(network: StarterFace, model: ModelConfig, seed: int) -> Head:
             assert isinstance(layer, nn.Linear)
             nn.init.eye_(layer.weight)
             nn.init.zeros_(layer.bias)
-        assert isinstance(project, nn.Linear)
         assert isinstance(classifier, nn.Linear)
-        project.bias.fill_(SILU_FLOOR)
         weight = network.classifier.weight / network.temperature
         nn.init.zeros_(classifier.weight)
         classifier.weight[:, :NUM_EMBEDDED] = weight
-        classifier.bias.copy_(
-            network.classifier.bias / network.temperature - SILU_FLOOR * weight.sum(1)
-        )
+        classifier.bias.copy_(network.classifier.bias / network.temperature)
     return head
 
 
