@@ -25,6 +25,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 CENTROIDS = "centroids_KR"
+STARTER = Path(__file__).parent / "starter" / "model"
+"""The model folder that comes with the package."""
 FORMAT = 1
 
 

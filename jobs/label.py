@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 TABLE = "segment_scores"
 
-STARTER = Path(checkpoint.__file__).parent / "starter" / "model"
-"""The model folder that comes with the package."""
 
 POOL_SEGMENTS = 500
 """Segments of one task of the second phase (about 130 MB of frame vectors)."""
@@ -130,7 +128,7 @@ def check_identities(identity: dict[str, Any], info: ModelInfo) -> None:
 
 def main(job: Job) -> int:
     """Label; gives the exit code."""
-    folder = job.model or str(STARTER)
+    folder = job.model or str(checkpoint.STARTER)
     if not job.model:
         logger.info("no --model given: using the starter model that comes with the package")
     with storage.local_folder(folder) as model_folder:

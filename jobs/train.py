@@ -21,10 +21,12 @@ import ray.train.torch
 import torch
 
 from caan import checkpoint, config, on_ray, recipes, runs, storage
-from caan.checkpoint import ModelInfo
+from caan.checkpoint import LoadedModel, ModelInfo
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
 from caan.models.build import ModelConfig, build_model
+from caan.models.frames import Head
+from caan.models.growth import grow_from
 from caan.packing import PackedVideos, pack_features, split_validation
 from caan.planning import check_manifest
 from caan.schema import label_set_of
@@ -49,6 +51,8 @@ class Job:
     """Share of the training videos held out; a `val` split of the manifest is used instead."""
     preset: Literal["default", "paper"] = "default"
     """Of model caan. paper: raw scores, frame softmax and triplet only. Other options change it."""
+    init: str = ""
+    """Model `caan` to start from: `starter`, or a model folder; the head says the same at first."""
     shuffle_labels: bool = False
     """Train on labels dealt out at random: a control that must end at chance."""
     num_workers: int = 1
@@ -177,13 +181,7 @@ def train_worker(options: dict[str, Any]) -> None:
     data: Data = ray.get(options["data"][0])
     if device.type == "cpu":
         torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
-    head = build_model(
-        options["model"],
-        face_dim=data.train.face_dim,
-        context_dim=data.train.context_dim,
-        num_emotions=len(data.train.label_set),
-        seed=options["train"].seed,
-    )
+    head = _build(data, options["model"], options["train"].seed, options["init"])
 
     def report(metrics: dict[str, float], state: Path | None) -> None:
         if rank == 0:
@@ -243,12 +241,18 @@ def main(job: Job) -> int:
         data.train.face_dim,
         data.train.context_dim,
     )
+    init = read_init(job.init, data, model) if job.init else None
     on_ray.start()
     use_gpu = on_ray.num_gpus() >= job.num_workers
     with tempfile.TemporaryDirectory(prefix="caan-train-") as scratch:
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
-            train_loop_config={"data": [ray.put(data)], "model": model, "train": train},
+            train_loop_config={
+                "data": [ray.put(data)],
+                "model": model,
+                "train": train,
+                "init": init,
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.num_workers,
                 use_gpu=use_gpu,
@@ -262,6 +266,44 @@ def main(job: Job) -> int:
         with result.checkpoint.as_directory() as folder:
             _publish(Path(folder) / "model", job, data, result)
     return 0
+
+
+def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
+    """The model to start from, once it is known to fit.
+
+    Raises:
+        InputError: it takes vectors of other backbones, or it cannot grow into this model.
+    """
+    with storage.local_folder(str(checkpoint.STARTER) if uri == "starter" else uri) as folder:
+        source = checkpoint.load_model(folder)
+    for kind in source.head.modalities:
+        own = getattr(source.info, f"{kind}_backbone_identity")
+        found = data.record["identity"][f"{kind}_backbone"]
+        if own != found:
+            raise InputError(
+                f"--init {uri}: that model takes {kind} vectors of {own}, and these features are "
+                f"of {found}: extract with its backbone, or start from another model."
+            )
+    _build(data, model, 0, source)
+    return source
+
+
+def _build(data: Data, model: ModelConfig, seed: int, source: LoadedModel | None) -> Head:
+    head = build_model(
+        model,
+        face_dim=data.train.face_dim,
+        context_dim=data.train.context_dim,
+        num_emotions=len(data.train.label_set),
+        seed=seed,
+    )
+    if source is not None:
+        grow_from(
+            head,
+            source.head,
+            label_set=data.train.label_set,
+            source_label_set=source.info.label_set,
+        )
+    return head
 
 
 def _publish(folder: Path, job: Job, data: Data, result: Any) -> None:
