@@ -190,8 +190,8 @@ class Backbone(nn.Module):
     def with_map(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors as `forward`, and the maps float32 [B, C, H, W] that they were made from.
 
-        The map is a VGG's pool5, 512x7x7. The starters have no such layer; theirs is the map
-        before the last 1x1 convolution, 320x7x7 and 320x4x4.
+        The map is a VGG's pool5, 512x7x7. The starters have no such layer; theirs is the last
+        map before the mean, 256x3x3 (face), and that before the last 1x1 convolution, 320x7x7.
 
         Source: paper Section 5.1 for pool5; our choice for the starters.
         """
@@ -389,8 +389,8 @@ def _load_starter_face(config: BackboneConfig, device: torch.device) -> Backbone
         dim=network.dim,
         identity=network.identity,
         licence="Starter face weights: see caan/starter/MODEL_CARD.md.",
-        map_layer=network.trunk[-2],
-        map_shape=(320, 4, 4),
+        map_layer=network.trunk[-1],
+        map_shape=(256, 3, 3),
     )
 
 

@@ -126,7 +126,9 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     model = f"{bucket}/model"
     settings = train.TrainConfig(epochs=12, learning_rate=1e-3, batch_videos=8)
     features = f"{bucket}/features"
-    assert train.main(train.Job(features=features, output=model, train=settings)) == 0
+    assert (
+        train.main(train.Job(features=features, output=model, init="starter", train=settings)) == 0
+    )
 
     labels = f"{bucket}/labels"
     assert label.main(label.Job(manifest=manifest, model=model, output=labels)) == 0
