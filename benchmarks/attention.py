@@ -33,20 +33,14 @@ from caan.prediction import Predictions, predict
 from caan.starter.head import area_under_curve
 from caan.training import fit
 
-PAIRS = (
-    ("caan_face", "faa"),
-    ("caan_context", "caa"),
-    ("caan", "ffaa"),
-    ("caan", "caan_face"),
-    ("caan", "caan_context"),
-)
-"""First minus second is reported; the first three are attention against averaging."""
+PAIRS = (("caan_face", "faa"), ("caan", "ffaa"), ("caan", "caan_face"))
+"""First minus second is reported; the first two are attention against averaging."""
 
 KINDS = ("informative", "neutral", "spoiled")
 
 
 def frame_kinds(corpus: Path, split: str, uris: Sequence[str], test: PackedVideos) -> np.ndarray:
-    """Number in KINDS of what the face of each of the test videos' frames shows."""
+    """Number in KINDS of what the face of each of the test videos' frames shows; -1: not listed."""
     spans: dict[str, list[tuple[float, float, int]]] = {}
     with (corpus / split / "frames.csv").open() as file:
         for row in csv.DictReader(file):
@@ -55,10 +49,10 @@ def frame_kinds(corpus: Path, split: str, uris: Sequence[str], test: PackedVideo
             )
     kinds = []
     for video, uri in enumerate(uris):
-        own = spans["/".join(uri.split("/")[-2:])]
+        own = spans.get("/".join(uri.split("/")[-2:]), [(0.0, float("inf"), -1)])
         for seconds in test.pts_seconds_N[test.rows_of(video)]:
             # The presentation time of a frame is the start of what it shows.
-            kinds.append(next(k for start, end, k in own if start - 1e-3 <= seconds < end - 1e-3))
+            kinds.append(next((k for start, end, k in own if start <= seconds + 1e-3 < end), -1))
     return np.array(kinds)
 
 
@@ -172,6 +166,7 @@ def main() -> None:
         "num_test": len(test),
         "test_videos_without_a_face": int((test.counts_V == 0).sum()),
         "mean_frames_with_a_face": float(test.counts_V.mean()),
+        "frames_of_no_listed_kind": int((kinds_N < 0).sum()),
         "frames_by_kind": {kind: int((kinds_N == k).sum()) for k, kind in enumerate(KINDS)},
         "face_backbone": record["config"]["face_backbone"],
         "machine": platform.processor() or platform.machine(),
