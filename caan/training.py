@@ -287,6 +287,11 @@ class _Run:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # The state holds the options of its own run, and a search goes on with others.
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay
+            if "momentum" in group:
+                group["momentum"] = self.config.momentum
         self.next_epoch = state["next_epoch"]
         self.history = state["history"]
         self.best_epoch = state["best_epoch"]

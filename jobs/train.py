@@ -3,10 +3,14 @@
 python -m jobs.train --features features/ --output model/
 
 Trains on the manifest's `train` split (all labelled videos where no split is given), holds a part
-of it out for validation, and writes a complete model folder that jobs.label takes.
+of it out for validation, and writes a complete model folder that jobs.label takes. With
+--storage-path the training state is kept there: a killed worker is replaced and goes on from the
+last state, and the same command continues a run whose driver died.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import logging
 import sys
 import tempfile
@@ -34,6 +38,9 @@ from caan.training import FitResult, TrainConfig, fit
 
 logger = logging.getLogger(__name__)
 
+STATE_EPOCHS = 5
+"""Epochs between two training states of a run with --storage-path, unless the config says."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -57,6 +64,10 @@ class Job:
     """Train on labels dealt out at random: a control that must end at chance."""
     num_workers: int = 1
     """Worker processes."""
+    storage_path: str = ""
+    """Folder for the training state, local (shared by all nodes) or s3://; empty: none is kept."""
+    max_failures: int = 3
+    """Lost workers that a run with --storage-path survives; -1: any number."""
     seed: int = 0
     """Seed of initial weights, batches and the validation part."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -175,13 +186,15 @@ def model_info(data: Data, model: ModelConfig, train: TrainConfig, temperature: 
 
 def train_worker(options: dict[str, Any]) -> None:
     """What each of Ray Train's workers runs."""
+    train: TrainConfig = options["train"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     data: Data = ray.get(options["data"][0])
+    start: ray.train.Checkpoint | None = ray.train.get_checkpoint() or options["start"]
     if device.type == "cpu":
         torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
-    head = _build(data, options["model"], options["train"].seed, options["init"])
+    head = _build(data, options["model"], train.seed, options["init"])
 
     def report(metrics: dict[str, float], state: Path | None) -> None:
         if rank == 0:
@@ -189,16 +202,23 @@ def train_worker(options: dict[str, Any]) -> None:
         kept = ray.train.Checkpoint.from_directory(state) if state else None
         ray.train.report(metrics, checkpoint=kept)
 
-    result = fit(
-        head,
-        data.train,
-        data.validation,
-        options["train"],
-        report=report,
-        rank=rank,
-        world_size=world_size,
-        device=device,
-    )
+    with contextlib.ExitStack() as stack:
+        resume = Path(stack.enter_context(start.as_directory())) if start else None
+        if resume is not None and (resume / "model").exists():
+            # A run whose driver died after the last epoch has nothing left but to publish.
+            ray.train.report({"epoch": float(train.epochs)}, checkpoint=start if not rank else None)
+            return
+        result = fit(
+            head,
+            data.train,
+            data.validation,
+            train,
+            report=report,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            resume=resume,
+        )
     with tempfile.TemporaryDirectory() as folder:
         saved = None
         if rank == 0:
@@ -229,6 +249,8 @@ def main(job: Job) -> int:
     if job.num_workers < 1:
         raise InputError(f"--num-workers {job.num_workers}: at least 1.")
     storage.check_writable(job.output)
+    if job.storage_path:
+        storage.check_writable(job.storage_path)
     model, train = configs_of(job)
     data = read_data(job)
     if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
@@ -243,8 +265,28 @@ def main(job: Job) -> int:
     )
     init = read_init(job.init, data, model) if job.init else None
     on_ray.start()
+    train_model(job, data, model, train, init=init)
+    return 0
+
+
+def train_model(
+    job: Job,
+    data: Data,
+    model: ModelConfig,
+    train: TrainConfig,
+    start: ray.train.Checkpoint | None = None,
+    init: LoadedModel | None = None,
+) -> None:
+    """Train on the running Ray, from a training state if one is given, and write the model folder.
+
+    Raises:
+        InputError: what `caan.training.fit` refuses.
+    """
     use_gpu = on_ray.num_gpus() >= job.num_workers
+    if job.storage_path and not train.checkpoint_every_epochs:
+        train = dataclasses.replace(train, checkpoint_every_epochs=STATE_EPOCHS)
     with tempfile.TemporaryDirectory(prefix="caan-train-") as scratch:
+        filesystem, path = storage.filesystem(job.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={
@@ -252,20 +294,46 @@ def main(job: Job) -> int:
                 "model": model,
                 "train": train,
                 "init": init,
+                "start": start,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
             ),
-            run_config=ray.train.RunConfig(name="train", storage_path=scratch),
+            run_config=ray.train.RunConfig(
+                name=run_name(data, model, train, init),
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=job.max_failures if job.storage_path else 0
+                ),
+            ),
         )
         result = trainer.fit()
         if result.checkpoint is None:
             raise RuntimeError("training ended without a model")
         with result.checkpoint.as_directory() as folder:
             _publish(Path(folder) / "model", job, data, result)
-    return 0
+
+
+def run_name(
+    data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None
+) -> str:
+    """Name of a run in its storage: the same for the same data and options, else another."""
+    content = hashlib.sha256()
+    for videos in (data.train, data.validation):
+        content.update("\n".join(videos.video_ids_V).encode())
+        content.update(videos.labels_V.tobytes())
+    values = {
+        "features": data.record["fingerprint"],
+        "videos": content.hexdigest(),
+        "model": config.to_dict(model),
+        "train": config.to_dict(train),
+        "init": init.model_id if init else "",
+    }
+    return f"train-{config.fingerprint(values)}"
 
 
 def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
