@@ -318,9 +318,7 @@ def train_model(
             _publish(Path(folder) / "model", job, data, result)
 
 
-def run_name(
-    data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None
-) -> str:
+def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None) -> str:
     """Name of a run in its storage: the same for the same data and options, else another."""
     content = hashlib.sha256()
     for videos in (data.train, data.validation):

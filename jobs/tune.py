@@ -251,6 +251,7 @@ def run_trial_on_workers(
             "model": _adapted(model, ray.get(data[name])),
             "train": train,
             "start": None,
+            "init": None,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.workers_per_trial,

@@ -90,7 +90,13 @@ def test_a_search_ends_in_a_table_a_report_and_a_complete_model(
     assert tune.main(job) == 0
     table = storage.read_table(tmp_path / "search/trials.parquet")
     assert set(table["status"].to_pylist()) == {"ok"}
-    found = set(zip(table["model.scorer_depth"].to_pylist(), table["model.modality"].to_pylist()))
+    found = set(
+        zip(
+            table["model.scorer_depth"].to_pylist(),
+            table["model.modality"].to_pylist(),
+            strict=True,
+        )
+    )
     assert found == {(depth, modality) for depth in (1, 2) for modality in ("fusion", "face")}
     assert sum(table["num_epochs"].to_pylist()) < 16, "asha stops trials early"
     report = (tmp_path / "search/report.md").read_text()
