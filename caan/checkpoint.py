@@ -200,7 +200,12 @@ def read_info(folder: Path | str) -> tuple[ModelInfo, str]:
     values.pop("fingerprint", None)
     for name in ("extraction", "training"):
         values[name] = [tuple(pair) for pair in values.get(name, [])]
-    info = configs.from_dict(ModelInfo, values)
+    try:
+        info = configs.from_dict(ModelInfo, values)
+    except TypeError as error:
+        raise InputError(
+            f"{folder / CONFIG_FILE} lacks parts of a model config: {error}"
+        ) from error
     if info.rule not in RULES:
         raise InputError(f"{folder / CONFIG_FILE}: rule `{info.rule}` is none of {RULES}")
     return info, model_id
@@ -222,7 +227,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path.parent} holds no complete model: {path.name} is missing")
     try:
         values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is no JSON object")

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from caan.errors import InputError
+from caan.storage import redact
 
 T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values of a config dataclass, as JSON can hold them."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """Nested plain values of a config dataclass, as JSON can hold them, without credentials."""
+    return json.loads(redact(json.dumps(dataclasses.asdict(config), default=str)))
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:

@@ -6,8 +6,10 @@ import os
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -36,9 +38,10 @@ def run_job(kind: type[J], main: Callable[[J], int], arguments: list[str] | None
     0 done, 1 failed or below `--min-ok`, 2 bad input (one sentence on stderr).
     """
     job = tyro.cli(kind, args=arguments, description=sys.modules[kind.__module__].__doc__)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Redacting("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    sys.excepthook = _print_redacted
     try:
         return main(job)
     except InputError as error:
@@ -53,6 +56,20 @@ def run_job(kind: type[J], main: Callable[[J], int], arguments: list[str] | None
             raise
         print(f"error: {redact(str(cause))}", file=sys.stderr)
         return 2 if isinstance(cause, InputError) else 1
+
+
+class _Redacting(logging.Formatter):
+    """Log lines without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What Python prints of an error that nobody handles, without credentials."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _our_cause(error: BaseException) -> BaseException | None:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from caan.errors import InputError
 from caan.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, check_table, segment_id_of, table_of
+from caan.storage import normalise
 
 SHARD_SEGMENTS = 50_000
 """Most segments of one shard; a shard is one run of Ray Data with a checkpoint of its own."""
@@ -17,7 +18,8 @@ def check_manifest(table: pa.Table, name: str) -> pa.Table:
     """The manifest with all columns of the contract, in its types.
 
     Raises:
-        InputError: a column is missing or of another type, an id stands twice, or it is empty.
+        InputError: a column is missing or of another type, an id is unfit for file names or stands
+            twice, a uri is neither local nor on S3, or it is empty.
     """
     manifest = check_table(table, MANIFEST_SCHEMA, f"manifest `{name}`")
     if manifest.num_rows == 0:
@@ -27,6 +29,8 @@ def check_manifest(table: pa.Table, name: str) -> pa.Table:
         raise InputError(
             f"manifest `{name}` has rows without a video_id: write it with jobs.index."
         )
+    for uri in pc.drop_null(pc.unique(manifest["uri"])).to_pylist():
+        normalise(uri)
     if len(pc.unique(ids)) != len(ids):
         counts = ids.value_counts().to_pylist()
         twice = next(item["values"] for item in counts if item["counts"] > 1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from caan.errors import InputError
 
@@ -315,6 +316,32 @@ def segment_id_of(video_id: str, first_index: int) -> str:
     return f"{video_id}-{first_index:08d}"
 
 
+ID_PATTERN = r"^[\p{L}\p{N}_-][\p{L}\p{N}_.-]*$"
+"""RE2 of ids: they become parts of file names, so no separators and no leading dot."""
+
+MAX_ID_BYTES = 150
+"""Longest id in UTF-8, which leaves room in a file name of 255 bytes."""
+
+_ID_COLUMNS = ("video_id", "segment_id", "person_id", "track_id")
+
+
+def check_ids(ids: pa.Array | pa.ChunkedArray, what: str) -> None:
+    """Refuse ids that are no plain file names.
+
+    Raises:
+        InputError: naming `what` and the first of them.
+    """
+    fits = pc.and_(
+        pc.match_substring_regex(ids, ID_PATTERN),
+        pc.less_equal(pc.binary_length(ids), MAX_ID_BYTES),
+    )
+    if (first := pc.index(fits, False).as_py()) >= 0:
+        raise InputError(
+            f"{what} has the id {ids[first].as_py()[:80]!r}: ids name files, so they take letters, "
+            f"digits, `_`, `-` and inner dots, and at most {MAX_ID_BYTES} bytes."
+        )
+
+
 def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """A table of exactly this schema; keys that a row lacks become null.
 
@@ -334,7 +361,7 @@ def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
     Columns that are allowed to be absent (nullable, in a table written by hand) come back null.
 
     Raises:
-        InputError: a key column is missing or a column has another type; names `what` and it.
+        InputError: a key column is missing, a column has another type, or an id is no plain name.
     """
     columns = []
     for field in schema:
@@ -355,5 +382,7 @@ def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
                 raise InputError(
                     f"{what}: column `{field.name}` is {column.type}, and should be {field.type}."
                 ) from error
+        if field.name in _ID_COLUMNS:
+            check_ids(column, what)
         columns.append(column)
     return pa.table(columns, schema=schema)

@@ -59,12 +59,20 @@ def normalise(path: str | os.PathLike[str]) -> str:
     """The form of `path` that ids are made of: absolute local path or s3:// without a last slash.
 
     Raises:
-        InputError: it is empty, has no bucket, or another scheme.
+        InputError: it is empty, has no bucket, another scheme, credentials, or a zero byte.
     """
     text = os.fspath(path)
+    if "\0" in text:
+        raise InputError(f"a path holds a zero byte: {text!r}.")
     if is_s3(text):
-        if not text[5:].strip("/"):
+        bucket = text[5:].strip("/").partition("/")[0]
+        if not bucket:
             raise InputError(f"`{text}` names no bucket: give s3://bucket/...")
+        if "@" in bucket or ":" in bucket:
+            raise InputError(
+                f"`{redact(text)}` holds credentials or a port: give them by AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, and the path as s3://bucket/..."
+            )
         return "s3://" + text[5:].strip("/")
     if not text:
         raise InputError("an empty path names no file or folder: give one.")
@@ -88,7 +96,17 @@ def redact(text: str) -> str:
 
 
 def join(folder: str | os.PathLike[str], *parts: str) -> str:
-    """`folder/part/...`, local or s3://."""
+    """`folder/part/...`, local or s3://, never outside `folder` whatever the parts are.
+
+    Raises:
+        InputError: a part leads up or is absolute, holds a zero byte, or is too long for a name.
+    """
+    for part in parts:
+        names = part.split("/")
+        if ".." in names or not part or part[0] == "/" or "\0" in part:
+            raise InputError(f"`{part[:100]!r}` is no name for a file inside an output folder.")
+        if max(len(os.fsencode(name)) for name in names) > 255:
+            raise InputError(f"`{part[:100]}...` is too long for a file name.")
     return "/".join([os.fspath(folder).rstrip("/"), *parts])
 
 
@@ -158,7 +176,7 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
             ) from error
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
             raise StorageError(f"no space left while {doing} `{name}`: free some disk.") from error
-        if _is_absent(text):
+        if _is_absent(text) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP):
             raise FileNotFoundError(name) from error
         raise StorageError(f"storage failed while {doing} `{name}`: {text[:300]}") from error
 
@@ -265,7 +283,20 @@ def _list_local(path: str) -> list[StoredFile]:
                 paths += [os.path.join(folder, name) for name in names]
         else:
             paths.append(root)
-    return [stat(name) for name in sorted(set(paths)) if os.path.isfile(name)]
+    return [_listed_file(name) for name in sorted(set(paths)) if os.path.isfile(name)]
+
+
+def _listed_file(path: str) -> StoredFile:
+    """A file as `stat` gives it; one whose name is no UTF-8 gets an address that tables can hold.
+
+    Nothing is at that address: such a file becomes a row `missing` instead of being passed over.
+    """
+    file = stat(path)
+    shown = path.encode("utf-8", "backslashreplace").decode()
+    if shown != path:
+        logger.warning("`%s` has a name that is not UTF-8: rename it to have it read", shown)
+        return StoredFile(uri=shown, size_bytes=file.size_bytes, etag=file.etag)
+    return file
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -309,8 +340,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write plain values as indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+    """Write plain values as indented JSON, without credentials."""
+    write_bytes(path, (redact(json.dumps(value, indent=2, default=str)) + "\n").encode())
 
 
 def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -> pa.Table:

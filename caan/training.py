@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -279,12 +280,22 @@ class _Run:
         torch.save(state, folder / STATE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Continue from a training state."""
+        """Continue from a training state.
+
+        Raises:
+            InputError: none there, damaged, or a pickle that holds more than plain values.
+        """
         path = folder / STATE_FILE
         if not path.exists():
             raise InputError(f"{folder} holds no {STATE_FILE}, so training cannot resume from it")
         device = next(self.model.parameters()).device
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise InputError(
+                f"{path} cannot be read as a training state (damaged, or a pickle that wants to "
+                f"run code, which is refused): {str(error).partition(chr(10))[0]}"
+            ) from error
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         # The state holds the options of its own run, and a search goes on with others.

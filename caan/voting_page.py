@@ -92,7 +92,9 @@ def make_server(
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/":
+            if not self.is_asked_here():
+                self.answer(404, "text/plain", b"not here")
+            elif self.path == "/":
                 self.answer(200, "text/html; charset=utf-8", PAGE.encode())
             elif self.path == "/next":
                 left = ballot.open_videos()
@@ -110,7 +112,8 @@ def make_server(
 
         def do_POST(self) -> None:
             # Another site's page can post no JSON here: the browser would ask first.
-            if self.path != "/vote" or self.headers["Content-Type"] != "application/json":
+            is_json = self.headers["Content-Type"] == "application/json"
+            if self.path != "/vote" or not is_json or not self.is_asked_here():
                 return self.answer(404, "text/plain", b"not here")
             vote = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if vote["video_id"] not in ballot.rows or vote["label"] not in emotions:
@@ -119,6 +122,11 @@ def make_server(
             if not ballot.vote(vote["video_id"], vote["label"], *words):
                 return self.answer(409, "text/plain", b"you have voted on this video")
             self.answer(200, "text/plain", b"saved")
+
+        def is_asked_here(self) -> bool:
+            """Whether the browser asked for this machine, not for a name that leads to it."""
+            host = (self.headers["Host"] or "").rpartition(":")[0]
+            return host in ("127.0.0.1", "localhost")
 
         def answer(self, status: int, kind: str, content: bytes) -> None:
             self.send_response(status)

@@ -153,13 +153,21 @@ def find_weights(backbone: str, weights: str = "") -> Path:
                 raise InputError(_absent(backbone, target, error)) from error
         return target
     if weights.startswith(("http://", "https://")):
+        if "@" in weights.split("/")[2]:
+            raise InputError(
+                f"`{storage.redact(weights)}` was given with a user name: fetch it by hand and "
+                "name the file, or use a signed URL."
+            )
         digest = hashlib.sha256(weights.encode()).hexdigest()[:8]
         target = cache_folder() / f"{digest}-{weights.partition('?')[0].rpartition('/')[2]}"
         if not target.exists():
             try:
                 download(weights, target)
             except OSError as error:
-                raise InputError(f"the weights `{weights}` cannot be fetched: {error}") from error
+                raise InputError(
+                    f"the weights `{storage.redact(weights)}` cannot be fetched: "
+                    f"{storage.redact(str(error))}"
+                ) from error
         return target
     if storage.is_folder(weights):
         weights = _only_safetensors(weights)
@@ -175,9 +183,10 @@ def find_weights(backbone: str, weights: str = "") -> Path:
 def _absent(backbone: str, target: Path, error: OSError) -> str:
     official = OFFICIAL_FILES[backbone]
     option = f"--{official.role}-weights"
+    reason = storage.redact(str(error))
     return (
         f"the backbone `{backbone}` has no weights here: `{official.file_name}` is not in "
-        f"`{target.parent}`, and {official.url} cannot be fetched ({error}). Download it where "
+        f"`{target.parent}`, and {official.url} cannot be fetched ({reason}). Download it where "
         f"there is a network and put it at `{target}`, or name a file (`{option} PATH`, also "
         f"s3://), or take random weights to try things out (`{option} random`), or the starter "
         f"backbone, which needs no download (`--{official.role}-backbone "
@@ -208,7 +217,7 @@ def download(url: str, target: Path, *, sha256_prefix: str = "") -> None:
     with _locked(target):
         if target.exists():
             return
-        logger.info("downloading %s to %s", url, target)
+        logger.info("downloading %s to %s", storage.redact(url), target)
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
             try:
                 _download_rest(url, part)
@@ -222,7 +231,8 @@ def download(url: str, target: Path, *, sha256_prefix: str = "") -> None:
         digest = _sha256(part)
         if not digest.startswith(sha256_prefix):
             part.unlink()
-            raise InputError(f"{url} gave a file with sha256 {digest}, not {sha256_prefix}...")
+            source = storage.redact(url)
+            raise InputError(f"{source} gave a file with sha256 {digest}, not {sha256_prefix}...")
         logger.info("%s has sha256 %s", target.name, digest)
         part.replace(target)
 

@@ -164,7 +164,7 @@ def main(job: Job) -> int:
         record = run.process(pipeline)
         record["label_set"] = list(model.info.label_set)
         record["model_id"] = model.model_id
-        record["model"] = job.model or "starter"
+        record["model"] = storage.redact(job.model) or "starter"
         pool(job.output, model_ref)
     return run.finish(record, label_statuses(job.output))
 

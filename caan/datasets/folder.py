@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from caan import storage
 from caan.errors import InputError
-from caan.schema import EMOTION_ALIASES, LABEL_SETS, canonical_emotion, video_id_of
+from caan.schema import EMOTION_ALIASES, LABEL_SETS, canonical_emotion, check_ids, video_id_of
 
 SPLIT_NAMES = {
     "train": "train",
@@ -181,7 +181,9 @@ def _listed(values: dict[str, Any], name: str, base: str, where: str) -> dict[st
     for key in ("video_id", "split", "gender", "age_range"):
         if key in known:
             known[key] = str(known[key])
-    uri = name if name.startswith(("/", "s3://", "file://")) else storage.join(base, name)
+    if "video_id" in known:
+        check_ids(pa.array([known["video_id"]]), where)
+    uri = name if name.startswith(("/", "s3://", "file://")) else f"{base}/{name}"
     try:
         file = storage.stat(uri)
     except FileNotFoundError:

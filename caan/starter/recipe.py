@@ -218,7 +218,7 @@ def train(rank: int, config: RecipeConfig) -> None:
     seen = torch.zeros(len(faces))
     step, elapsed, losses = 0, 0.0, 0.0
     if state_path.exists():
-        state = torch.load(state_path)
+        state = torch.load(state_path, weights_only=True)
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
