@@ -10,7 +10,8 @@ Compose the corpus as benchmarks/composed.py says, take features of it, then run
 Heads learn from the training videos with several seeds and are scored on all test videos, one
 without a detected face counting as wrong. `frames.csv` of the corpus says what each face showed
 when, so each head's emotion scores can be asked whether informative frames lie above spoiled ones.
-The shipped starter head is scored as it is, and with its scores replaced by equal ones.
+The shipped starter head is scored as it is, and with its scores replaced by equal ones; so are
+further heads of `python -m caan.starter.head --seed N --output DIR`, if `--more-heads` names them.
 """
 
 import argparse
@@ -75,8 +76,8 @@ def hits(found: Predictions, rule: str, test: PackedVideos) -> np.ndarray:
     return (found.evidence_VK[rule].argmax(1) == test.labels_V) & (test.counts_V > 0)
 
 
-def starter(model: Path, test: PackedVideos, kinds_N: np.ndarray) -> dict[str, Any]:
-    """The shipped head on the test videos, and the same head with equal scores."""
+def starter(model: Path, test: PackedVideos, kinds_N: np.ndarray) -> tuple[dict[str, Any], Any]:
+    """A starter head on the test videos and with equal scores; attention's gain by video [V]."""
     loaded = checkpoint.load_model(model)
     found = predict(loaded.head, test, centroids_KR=loaded.centroids_KR)
     attention_V = hits(found, loaded.info.rule, test)
@@ -86,12 +87,28 @@ def starter(model: Path, test: PackedVideos, kinds_N: np.ndarray) -> dict[str, A
     average_V = np.zeros(len(test), bool)
     average_V[usable_V] = sums_VK.argmax(1) == test.labels_V[usable_V]
     difference = (attention_V.astype(float) - average_V)[None]
-    return {
+    result = {
         "attention": float(attention_V.mean()),
         "averaging": float(average_V.mean()),
         "difference": float(difference.mean()),
         "difference_interval_95": comparison.bootstrap(difference),
         "auc": areas(found.scores_N, kinds_N, test.counts_V),
+    }
+    return result, difference[0]
+
+
+def starters(models: Sequence[Path], test: PackedVideos, kinds_N: np.ndarray) -> dict[str, Any]:
+    """Starter heads of several seeds together: bootstrap over videos and seeds."""
+    results, gains = zip(*(starter(model, test, kinds_N) for model in models), strict=True)
+    gains_SV = np.stack(gains)
+    return {
+        "attention": [result["attention"] for result in results],
+        "averaging": [result["averaging"] for result in results],
+        "auc_informative_over_spoiled": [
+            result["auc"]["informative_over_spoiled"] for result in results
+        ],
+        "difference": float(gains_SV.mean()),
+        "difference_interval_95": comparison.bootstrap(gains_SV),
     }
 
 
@@ -100,6 +117,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("caan/starter/model"))
+    parser.add_argument("--more-heads", type=Path, nargs="*", default=[])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/attention.json"))
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
@@ -127,7 +145,10 @@ def main() -> None:
             options.corpus, "test", [uris[str(i)] for i in test.video_ids_V], test
         )
         if not starter_result:
-            starter_result = starter(options.model, test, kinds_N)
+            starter_result, _ = starter(options.model, test, kinds_N)
+            if options.more_heads:
+                all_heads = [options.model, *options.more_heads]
+                starter_result["with_more_seeds"] = starters(all_heads, test, kinds_N)
             print(json.dumps(starter_result, indent=2), flush=True)
         head = build_model(
             trial.recipe.model,
