@@ -4,11 +4,12 @@ This module is imported by the decoding child: nothing here needs torch or Ray (
 network imports torch when it is the detector and runs on the CPU).
 """
 
+import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from caan.errors import DecodeFailed
+from caan.cascade import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
+from caan.errors import DecodeFailed, VideoError
 from caan.faces import (
     DetectorConfig,
     Face,
@@ -28,7 +30,7 @@ from caan.faces import (
 )
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage import is_s3, open_ranges
-from caan.video import sample_frames
+from caan.video import Frame, KeyFrame, key_frames, sample_frames
 
 PICTURE_SIZE = 224
 """Side of the pictures that the networks see, in pixels (paper 4.1)."""
@@ -55,6 +57,8 @@ class CutConfig:
     """Whether a frame without a face is shown to the context network."""
     crop_expand: float
     """Side of the face crop over the longer side of the box."""
+    look_detector: DetectorConfig | None = None
+    """Face detector that looks at key frames first (`caan.cascade`); None: all is sampled."""
 
 
 @lru_cache(maxsize=2)
@@ -67,8 +71,8 @@ def warm_up(config: CutConfig) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    if config.detector is not None:
-        _detector(config.detector)
+    for detector in {config.detector, config.look_detector} - {None}:
+        _detector(detector)
 
 
 def scratch_folder() -> str:
@@ -79,11 +83,15 @@ def scratch_folder() -> str:
     return tempfile.gettempdir()
 
 
-def cut_segment(request: dict[str, Any], config: CutConfig, decoder: str, path: str) -> None:
+def cut_segment(
+    request: dict[str, Any], config: CutConfig, decoder: str, path: str
+) -> CascadeCounts | None:
     """Write one row of PICTURES_SCHEMA as an Arrow IPC file to `path`.
 
     `request` is a row of the plan, its `source` the local path or s3:// object to read. The row's
-    status is `ok`, `no_face`, or `partial` where the file breaks off after some frames.
+    status is `ok`, `no_face`, or `partial` where the file breaks off after some frames. With a
+    look_detector the row has the frames of wanted stretches, and of the others the key frames that
+    were looked at, each in the place of the grid frame next to it; what that spared is returned.
 
     Raises:
         VideoError: nothing could be decoded.
@@ -93,21 +101,19 @@ def cut_segment(request: dict[str, Any], config: CutConfig, decoder: str, path: 
         source: Any = request["source"]
         if is_s3(source):
             source = stack.enter_context(open_ranges(source))
-        chunk: list[Any] = []
-        frames = sample_frames(
-            source,
-            fps=config.fps,
-            first_index=request["first_index"],
-            num_frames=request["num_frames"],
-            decoder=decoder,  # type: ignore[arg-type]
-        )
+        ranges = [(request["first_index"], request["num_frames"])]
+        looks = None
+        if config.look_detector is not None:
+            looks = SegmentLooks(request, config)
+            ranges = looks.ranges(source)
+        chunk: list[Frame] = []
         error: str | None = None
         start = time.perf_counter()
         try:
-            for frame in frames:
+            for frame in _frames_of(ranges, source, config.fps, decoder):
                 cut.seconds_decode += time.perf_counter() - start
                 chunk.append(frame)
-                if len(chunk) * frame.picture.size // 3 >= CHUNK_PIXELS or len(chunk) >= 8:
+                if _is_full(chunk):
                     cut.add(chunk)
                     chunk = []
                 start = time.perf_counter()
@@ -117,9 +123,30 @@ def cut_segment(request: dict[str, Any], config: CutConfig, decoder: str, path: 
             error = str(failure)
         cut.seconds_decode += time.perf_counter() - start
         cut.add(chunk)
+    counts = looks.add_to(cut) if looks is not None else None
     table = cut.table(decoder, error)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
+    return counts
+
+
+def _frames_of(
+    ranges: Sequence[tuple[int, int]], source: Any, fps: float, decoder: str
+) -> Iterator[Frame]:
+    for first_index, num_frames in ranges:
+        yield from sample_frames(
+            source,
+            fps=fps,
+            first_index=first_index,
+            num_frames=num_frames,
+            decoder=decoder,  # type: ignore[arg-type]
+        )
+
+
+def _is_full(chunk: Sequence[Frame | KeyFrame]) -> bool:
+    picture = chunk[-1].picture
+    assert picture is not None
+    return len(chunk) * picture.size // 3 >= CHUNK_PIXELS or len(chunk) >= 8
 
 
 class SegmentCut:
@@ -198,6 +225,97 @@ class SegmentCut:
                 }
             ],
             PICTURES_SCHEMA,
+        )
+
+
+class SegmentLooks:
+    """The key frames of one segment and around it, looked at before anything else is decoded."""
+
+    def __init__(self, request: dict[str, Any], config: CutConfig) -> None:
+        self.request = request
+        self.config = config
+        self.index = request["first_index"] + np.arange(request["num_frames"])
+        self.is_wanted = np.ones(len(self.index), bool)
+        self.rows: list[dict[str, Any]] = []
+        self.looks: list[tuple[float, bool]] = []
+        self.seconds_decode = 0.0
+        self.seconds_detect = 0.0
+        self.end_index = int(self.index[-1]) + 1
+
+    def ranges(self, source: Any) -> list[tuple[int, int]]:
+        """Ranges of the grid to sample; the whole segment where key frames cannot be had."""
+        try:
+            end_seconds = self._look(source)
+        except VideoError:  # sampling will say what is wrong, or find nothing wrong
+            end_seconds, self.looks = math.inf, []
+        times, faces = np.array(self.looks or np.zeros((0, 2))).T
+        seconds = self.index / self.config.fps
+        self.is_wanted = wanted(times, faces.astype(bool), end_seconds, seconds)
+        return ranges_of(self.is_wanted, self.request["first_index"])
+
+    def _look(self, source: Any) -> float:
+        """Fill `looks` and `rows`; gives where the stretch after the last look ends."""
+        fps = self.config.fps
+        chunk: list[KeyFrame] = []
+        end_seconds = math.inf
+        start = time.perf_counter()
+        for frame in key_frames(
+            source,
+            fps=fps,
+            start_seconds=self.index[0] / fps - GAP_SECONDS,
+            end_seconds=self.index[-1] / fps + GAP_SECONDS,
+            cell_seconds=LOOK_SECONDS,
+        ):
+            self.seconds_decode += time.perf_counter() - start
+            if frame.picture is None:
+                end_seconds = frame.pts_seconds
+                if end_seconds < math.inf:
+                    self.end_index = min(self.end_index, int(end_seconds * fps + 1e-6) + 1)
+            else:
+                chunk.append(frame)
+                if _is_full(chunk):
+                    self._detect(chunk)
+                    chunk = []
+            start = time.perf_counter()
+        self.seconds_decode += time.perf_counter() - start
+        self._detect(chunk)
+        return end_seconds
+
+    def _detect(self, chunk: Sequence[KeyFrame]) -> None:
+        if not chunk:
+            return
+        start = time.perf_counter()
+        assert self.config.look_detector is not None
+        pictures = [frame.picture for frame in chunk if frame.picture is not None]
+        found = _detector(self.config.look_detector).detect(pictures)
+        for frame, picture, faces in zip(chunk, pictures, found, strict=True):
+            self.looks.append((frame.pts_seconds, bool(faces)))
+            if not faces and self.index[0] <= frame.frame_index <= self.index[-1]:
+                context = resize_context(picture)
+                self.rows.append(_frame_row(frame.frame_index, frame.pts_seconds, context, None))
+        self.seconds_detect += time.perf_counter() - start
+
+    def add_to(self, cut: SegmentCut) -> CascadeCounts:
+        """Add the looks at stretches that were not sampled; gives the segment's counts."""
+        num_sampled = len(cut.frames)
+        taken = set(self.index[self.is_wanted].tolist())
+        for row in self.rows:
+            if row["frame_index"] not in taken:
+                taken.add(row["frame_index"])
+                cut.frames.append(row)
+        cut.frames.sort(key=lambda row: row["frame_index"])
+        cut.seconds_decode += self.seconds_decode
+        cut.seconds_detect += self.seconds_detect
+        in_video = self.index < self.end_index
+        num_skipped = int((in_video & ~self.is_wanted).sum())
+        num_unseen = num_skipped - (len(cut.frames) - num_sampled)
+        return CascadeCounts(
+            frames_looked=len(self.looks),
+            frames_sampled=num_sampled,
+            frames_skipped=num_skipped,
+            skipped_seconds=num_unseen / self.config.fps,
+            seconds_look_decode=self.seconds_decode,
+            seconds_look_detect=self.seconds_detect,
         )
 
 

@@ -4,6 +4,7 @@
 `SegmentEmbedder` runs the two networks. None of them knows Ray.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -66,6 +67,9 @@ class ExtractionConfig:
     """Most faces kept of one frame under face policy `all`."""
     segment_frames: int = 128
     """Most sampled frames of one segment, the unit of work and of resume."""
+    cascade: bool = False
+    """Look at key frames first and sample only where one shows a face, or where they are rare: for
+    archives that mostly show nobody. A face between two key frames without one is missed."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks; auto: what is fast on the device."""
     seed: int = 0
@@ -100,6 +104,7 @@ class ExtractionConfig:
             max_faces_per_frame=self.max_faces_per_frame,
             no_face=self.no_face,
             crop_expand=self.crop_expand,
+            look_detector=self.detector_config() if self.cascade else None,
         )
 
 
@@ -222,7 +227,9 @@ class SegmentDecoder:
         handle, path = tempfile.mkstemp(prefix="caan-pictures-", dir=scratch_folder())
         os.close(handle)
         try:
-            self.sandbox.run(cut_segment, request, self.cut, decoder, path)
+            counts = self.sandbox.run(cut_segment, request, self.cut, decoder, path)
+            for name, value in dataclasses.asdict(counts).items() if counts else ():
+                self._count(name, value)
             with pa.memory_map(path) as file:
                 return pa.ipc.open_file(file).read_all()
         finally:
@@ -250,13 +257,15 @@ class FaceCutter:
         return table_of(rows, PICTURES_SCHEMA)
 
     def _cut(self, row: dict[str, Any]) -> dict[str, Any]:
+        # a key frame of the cascade without a face comes without a picture, and stays so
+        frames = [frame for frame in row["frames"] if frame["picture"] is not None]
         pictures = [
             np.frombuffer(f["picture"], np.uint8).reshape(f["height"], f["width"], 3)
-            for f in row["frames"]
+            for f in frames
         ]
         found = self.detector.detect(pictures) if pictures else []
         faces: list[dict[str, Any]] = []
-        for frame, picture, detected in zip(row["frames"], pictures, found, strict=True):
+        for frame, picture, detected in zip(frames, pictures, found, strict=True):
             marked: Box | None = None
             if row["face_box"] is not None:
                 x0, y0, x1, y1 = (value * frame["scale"] for value in row["face_box"])

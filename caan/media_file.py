@@ -47,6 +47,9 @@ MAX_STILL_SECONDS = 3600
 """Longest time between two pictures; a longer one is taken for a damaged timestamp."""
 
 _READ_BYTES = 64 * 1024
+KEY_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "mjpeg", "vp8", "vp9", "av1")
+"""Codecs whose key frames are whole pictures by themselves."""
+
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")
 _MIN_BYTES_PER_SECOND = 20
 
@@ -248,6 +251,53 @@ class MediaFile:
             back = max(2 * back, second)
         self.rewind()
         yield from self.pictures(is_unneeded)
+
+    def key_pictures(
+        self, pts: int, start_pts: int, is_wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, VideoFrame | None]]:
+        """(pts, picture) of key frames from one at or before `pts` on, if there is one.
+
+        Nothing else is decoded: other packets, and key frames that are not wanted, come with None.
+
+        Raises:
+            DecodeFailed: the codec or the container does not let key frames stand alone.
+        """
+        if self.stream.codec.canonical_name not in KEY_CODECS:
+            name = self.stream.codec.canonical_name
+            raise DecodeFailed(f"key frames of {name} do not stand alone")
+        if pts <= start_pts or not self.seek(pts) or not self._is_key_at_or_before(pts):
+            self.rewind()
+        elif not self.seek(pts):
+            raise DecodeFailed("the demuxer does not seek twice")
+        for packet in self.packets():
+            if not packet.size or packet.is_discard:
+                continue
+            if not packet.is_keyframe:
+                if packet.pts is not None:
+                    yield packet.pts, None
+                continue
+            if packet.pts is None:
+                raise DecodeFailed("key frames without a time")
+            yield packet.pts, self._key_picture(packet) if is_wanted(packet.pts) else None
+
+    def _is_key_at_or_before(self, pts: int) -> bool:
+        for packet in self.packets():
+            if packet.size and packet.is_keyframe:
+                return packet.pts is not None and packet.pts <= pts
+        return False
+
+    def _key_picture(self, packet: "Packet[VideoStream]") -> VideoFrame:
+        context = self.stream.codec_context
+        try:
+            frames = [*packet.decode(), *context.decode(None)]
+        except FFmpegError as error:
+            raise as_video_error(error, DecodeFailed, f"damaged at {packet.pts}") from error
+        finally:
+            context.flush_buffers()
+        for frame in frames:
+            if frame.pts == packet.pts and not frame.is_corrupt:
+                return frame
+        raise DecodeFailed(f"the key frame at {packet.pts} gives no picture")
 
     def first_picture(self) -> tuple[int, VideoFrame]:
         """(pts, picture) of the video's first picture, on a file just opened."""

@@ -261,7 +261,7 @@ class Progress:
         done = int(embed.get("segments", 0))
         passed = time.perf_counter() - self.start_seconds
         left = self.num_segments - done
-        video_seconds = embed.get("video_seconds", 0.0)
+        video_seconds = embed.get("video_seconds", 0.0) + decode.get("skipped_seconds", 0.0)
         rate = video_seconds / passed if passed else 0.0
         remaining = max(0.0, self.video_seconds - video_seconds)
         eta = f"{remaining / rate:.0f} s" if rate else "?"

@@ -189,7 +189,7 @@ def _check_segments(
             keys = ("video_id", "start_seconds", "end_seconds", "attempt")
             if any(row[key] != request[key] for key in keys):
                 off_plan.append(segment_id)
-            if not _is_on_grid(row, request, record["fingerprint_of"]["fps"]):
+            if not _is_on_grid(row, request, record["fingerprint_of"]):
                 off_grid.append(segment_id)
             if latest[request["video_id"]] == shard.attempt and seen[segment_id] == 1:
                 of_videos.setdefault(request["video_id"], []).append(row["status"])
@@ -284,15 +284,23 @@ def _check_boxes(faces: pa.StructArray, uri: str, findings: Findings) -> None:
         findings.add(f"`{storage.redact(uri)}` has empty or turned face boxes")
 
 
-def _is_on_grid(row: dict[str, Any], request: dict[str, Any], fps: float) -> bool:
-    """Whether a segment's frames are consecutive grid frames of its range, each not after k/fps."""
-    index, pts = row["frame_index"], row["pts"]
+def _is_on_grid(row: dict[str, Any], request: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether a segment's frames are grid frames of its range, each not after k/fps.
+
+    They are consecutive, unless the cascade left some out.
+    """
+    index, pts, fps = row["frame_index"], row["pts"], options["fps"]
     if not len(index):
         return not len(row["face_index"]) and row["status"] != "ok"
-    expected = request["first_index"] + np.arange(len(index))
+    steps = np.diff(index, prepend=request["first_index"] - 1)
+    if options.get("cascade"):
+        is_in_order = (steps >= 1).all() and index[-1] < request["first_index"] + request[
+            "num_frames"
+        ]
+    else:
+        is_in_order = (steps == 1).all() and len(index) <= request["num_frames"]
     return bool(
-        len(index) <= request["num_frames"]
-        and (index == expected).all()
+        is_in_order
         and (pts >= 0).all()
         and (np.diff(pts) >= 0).all()
         and (pts <= index / fps + PTS_TOLERANCE_SECONDS).all()

@@ -5,6 +5,7 @@ upright; decord and PyAV give the same ones (see `sample_frames`).
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -170,6 +171,60 @@ def sample_frames(
                     logger.info("decord failed (%s); PyAV continues", error)
                     grid = grid.starting_at(next_index)
         yield from _pyav_frames(reader, grid, _Painter(max_side_pixels))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeyFrame:
+    """One key frame: decoded by itself, whatever lies around it."""
+
+    frame_index: int
+    """The first grid index whose time is at or after it."""
+    pts_seconds: float
+    """Its presentation time since the video's first picture."""
+    picture: np.ndarray | None
+    """uint8 [H, W, 3], RGB, upright; None in the last item, which is no key frame but says where
+    the video ends, or that its end lies beyond what was asked for (infinity)."""
+
+
+def key_frames(
+    source: Source, *, fps: float, start_seconds: float, end_seconds: float, cell_seconds: float
+) -> Iterator[KeyFrame]:
+    """The first key frame of each cell of `cell_seconds` of time, from `start_seconds` on.
+
+    Ends with the first one after `end_seconds`, or where there is none, at the video's end or
+    `end_seconds`. Cells count from the video's start, so it does not matter where one begins.
+
+    Raises:
+        VideoError: also where the codec or the container does not let key frames stand alone.
+    """
+    painter = _Painter(None)
+    with MediaFile(source) as reader:
+        start_pts, _ = reader.first_picture()
+        grid = _Grid.make(fps, start_pts, reader.time_base, 0, None)
+        cell_ticks = max(1, round(Fraction(cell_seconds) / reader.time_base))
+        first_cell = max(0, int(start_seconds / cell_seconds))
+        last_pts, last_cell = start_pts, first_cell - 1
+        limit_pts = start_pts + int(end_seconds / reader.time_base)
+
+        def is_wanted(pts: int) -> bool:
+            return pts >= start_pts and (pts - start_pts) // cell_ticks > last_cell
+
+        begin_pts = start_pts + first_cell * cell_ticks
+        for pts, picture in reader.key_pictures(begin_pts, start_pts, is_wanted):
+            last_pts = max(last_pts, pts)
+            if picture is not None:
+                last_cell = (pts - start_pts) // cell_ticks
+                yield KeyFrame(
+                    frame_index=grid.index_at(pts),
+                    pts_seconds=float((pts - start_pts) * reader.time_base),
+                    picture=painter.paint(picture),
+                )
+            if pts > limit_pts:
+                end = math.inf if picture is None else float((pts - start_pts) * reader.time_base)
+                yield KeyFrame(frame_index=grid.index_at(pts), pts_seconds=end, picture=None)
+                return
+        end = float((last_pts - start_pts) * reader.time_base)
+        yield KeyFrame(frame_index=grid.index_at(last_pts), pts_seconds=end, picture=None)
 
 
 def decode_at(

@@ -63,6 +63,9 @@ class Job:
     """Lowest score of a face, 0 to 1."""
     face_policy: Literal["main", "marked"] | None = None
     """Whose emotion: the main face of each frame, or the person that the manifest marks."""
+    cascade: bool = False
+    """Look at key frames first and sample only where one shows a face, or where they are rare: for
+    archives that mostly show nobody. A face between two key frames without one is missed."""
     retry_failed: bool = False
     """Do the videos again whose last try failed."""
     on_change: Literal["error", "recompute"] = "error"
@@ -96,6 +99,7 @@ def extraction_of(job: Job, info: ModelInfo) -> ExtractionConfig:
         "fps": info.fps,
         "face_policy": info.face_policy,
         "no_face": info.no_face,
+        "cascade": job.cascade,
     }
     changeable = (
         "fps", "detector_weights", "face_weights", "context_weights", "min_face_score",

@@ -13,6 +13,7 @@ import ray
 
 from caan import config as configs
 from caan import on_ray, runs, storage
+from caan.cascade import estimated_savings
 from caan.cutting import CutConfig
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
@@ -173,6 +174,11 @@ class Run:
         """
         if not 0.0 <= self.min_ok <= 1.0:
             raise InputError(f"--min-ok {self.min_ok} is not a share from 0 to 1.")
+        if self.config.cascade and self.config.no_face == "context_only":
+            raise InputError(
+                "--cascade leaves out frames without a face, and with `--no-face context_only` "
+                "they count: leave out one of the two."
+            )
         manifest = check_manifest(storage.read_table(self.manifest_uri), self.manifest_uri)
         if self.config.face_policy == "marked" and manifest["face_box"].null_count:
             raise InputError(
@@ -233,6 +239,7 @@ class Run:
             "num_videos": manifest.num_rows,
             "num_segments": plan.num_rows,
             **throughput(counts),
+            "cascade": estimated_savings(counts["stages"].get("decode", {})),
             **counts,
         }
 
@@ -260,6 +267,8 @@ class Run:
             100 * record["network_share"],
             record["seconds"],
         )
+        if record["cascade"] is not None:
+            logger.info("%s", cascade_line(record["cascade"]))
         if share < self.min_ok:
             logger.error(
                 "only %.1f%% of the videos were read, and --min-ok asks for %.1f%%",
@@ -268,6 +277,20 @@ class Run:
             )
             return 1
         return 0
+
+
+def cascade_line(savings: dict[str, float | None]) -> str:
+    """What the cascade spared, for the log."""
+    saved = ", ".join(
+        f"{savings[f'saved_seconds_{name}']:.1f} s of {what}"
+        for name, what in (("decode", "decoding"), ("detect", "detection"))
+        if savings[f"saved_seconds_{name}"] is not None
+    )
+    return (
+        f"cascade: {savings['frames_looked']:.0f} key frames looked at, "
+        f"{savings['frames_skipped']:.0f} frames skipped, {savings['frames_sampled']:.0f} sampled; "
+        f"about {saved or 'an unknown time'} saved"
+    )
 
 
 def throughput(counts: dict[str, Any]) -> dict[str, float]:
@@ -279,7 +302,8 @@ def throughput(counts: dict[str, Any]) -> dict[str, float]:
     work = networks + decode.get("seconds_decode", 0.0) + decode.get("seconds_detect", 0.0)
     return {
         "frames_per_second": embed.get("frames", 0.0) / seconds,
-        "times_real_time": embed.get("video_seconds", 0.0) / seconds,
+        "times_real_time": (embed.get("video_seconds", 0.0) + decode.get("skipped_seconds", 0.0))
+        / seconds,
         "network_share": networks / work if work else 0.0,
         "batch_fill": embed.get("pictures", 0.0) / (embed.get("batch_places", 0.0) or 1.0),
     }
