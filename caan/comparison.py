@@ -44,6 +44,14 @@ SYSTEMS: dict[str, Recipe | str] = {
 """Every system of the tables: a head with its training, or the name of a classical encoder."""
 
 
+def modalities_of(name: str) -> tuple[str, ...]:
+    """What a system looks at: face, context or both; of an unknown one nothing."""
+    found = SYSTEMS.get(name)
+    if isinstance(found, Recipe):
+        return build_model(found.model, face_dim=4, context_dim=4, num_emotions=2).modalities
+    return ("face", "context") if found else ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One system trained once."""

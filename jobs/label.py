@@ -152,6 +152,7 @@ def main(job: Job) -> int:
             retry_failed=job.retry_failed,
             on_change=job.on_change,
             min_ok=job.min_ok,
+            modalities=model.head.modalities,
         )
         on_ray.start()
         files = {

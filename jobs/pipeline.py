@@ -15,6 +15,7 @@ from caan import config as configs
 from caan import on_ray, runs, storage
 from caan.cascade import estimated_savings
 from caan.cutting import CutConfig
+from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
 from caan.planning import check_manifest, plan_segments
@@ -165,12 +166,15 @@ class Run:
     """error or recompute."""
     min_ok: float
     """Lowest accepted share of good videos."""
+    modalities: tuple[str, ...] = ()
+    """What the model looks at; empty: no model is at work."""
 
     def process(self, pipeline: Pipeline) -> dict[str, Any]:
         """Plan, run the stages over what is left, and give the record of the run.
 
         Raises:
-            InputError: a bad manifest, or an output made with other options.
+            InputError: a bad manifest, an output made with other options, or cut-out faces for a
+                model that looks at whole frames.
         """
         if not 0.0 <= self.min_ok <= 1.0:
             raise InputError(f"--min-ok {self.min_ok} is not a share from 0 to 1.")
@@ -179,7 +183,9 @@ class Run:
                 "--cascade leaves out frames without a face, and with `--no-face context_only` "
                 "they count: leave out one of the two."
             )
-        manifest = check_manifest(storage.read_table(self.manifest_uri), self.manifest_uri)
+        table = storage.read_table(self.manifest_uri)
+        manifest = check_manifest(table, self.manifest_uri)
+        require_context(face_crops_of(table), self.modalities)
         if self.config.face_policy == "marked" and manifest["face_box"].null_count:
             raise InputError(
                 f"--face-policy marked needs a face_box for every video, and manifest "
@@ -236,6 +242,7 @@ class Run:
             "config": self.whole_config,
             "identity": self.identity,
             "versions": runs.versions(),
+            "face_crops": face_crops_of(table),
             "num_videos": manifest.num_rows,
             "num_segments": plan.num_rows,
             **throughput(counts),

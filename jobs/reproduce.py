@@ -18,6 +18,7 @@ import torch
 
 from caan import comparison, config, on_ray, runs, storage, tables
 from caan.comparison import SYSTEMS, Trial
+from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.packing import PackedVideos, pack_features
 from caan.planning import check_manifest
@@ -65,7 +66,11 @@ def read_data(job: Job) -> tuple[dict[str, PackedVideos], str]:
             f"the features in `{job.features}` are not finished: run the same jobs.extract again."
         )
     uris = job.manifest or (storage.join(job.features, "manifest.parquet"),)
-    manifests = [check_manifest(storage.read_table(uri), uri) for uri in uris]
+    read = [storage.read_table(uri) for uri in uris]
+    manifests = [check_manifest(table, uri) for table, uri in zip(read, uris, strict=True)]
+    face_crops = record.get("face_crops") or face_crops_of(read[0])
+    for name in job.systems or SYSTEMS:
+        require_context(face_crops, comparison.modalities_of(name))
     labels = [label for label in manifests[0]["label"].to_pylist() if label]
     if not labels:
         raise InputError(f"manifest `{uris[0]}` has no labels: there is nothing to compare.")

@@ -26,6 +26,7 @@ import torch
 
 from caan import checkpoint, config, on_ray, recipes, runs, storage
 from caan.checkpoint import LoadedModel, ModelInfo
+from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
 from caan.models.build import ModelConfig, build_model
@@ -103,7 +104,9 @@ def read_data(job: Job) -> Data:
             f"the features in `{job.features}` are not finished: run the same jobs.extract again."
         )
     manifest_uri = job.manifest or storage.join(job.features, "manifest.parquet")
-    manifest = check_manifest(storage.read_table(manifest_uri), manifest_uri)
+    table = storage.read_table(manifest_uri)
+    manifest = check_manifest(table, manifest_uri)
+    record["face_crops"] = record.get("face_crops") or face_crops_of(table)
     labels = [label for label in manifest["label"].to_pylist() if label]
     if not labels:
         raise InputError(
@@ -132,6 +135,17 @@ def read_data(job: Job) -> Data:
         rng = np.random.default_rng(job.seed)
         train = dataclasses.replace(train, labels_V=rng.permutation(train.labels_V))
     return Data(train=train, validation=validation, record=record)
+
+
+def check_context(data: Data, model: ModelConfig) -> None:
+    """Refuse a head that looks at whole frames where the data set has only cut-out faces.
+
+    Raises:
+        InputError: it does.
+    """
+    if data.record["face_crops"]:
+        head = build_model(model, face_dim=4, context_dim=4, num_emotions=2)
+        require_context(data.record["face_crops"], head.modalities)
 
 
 def configs_of(job: Job) -> tuple[ModelConfig, TrainConfig]:
@@ -253,6 +267,7 @@ def main(job: Job) -> int:
         storage.check_writable(job.storage_path)
     model, train = configs_of(job)
     data = read_data(job)
+    check_context(data, model)
     if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
         model = dataclasses.replace(model, null_face=True)
     logger.info(

@@ -7,6 +7,7 @@ that jobs.label takes. --resume continues an interrupted search. The test split 
 """
 
 import dataclasses
+import functools
 import importlib.util
 import logging
 import sys
@@ -138,6 +139,9 @@ def main(job: Job) -> int:
     """Search, write what was found and the best model; gives the exit code."""
     axes = check_job(job)
     data = read_data(job)
+    for part in data.values():
+        seen = functools.partial(_check_context, job, part)
+        spaces.check_space(axes, seen, job.space)
     now = identity(job, axes, data)
     _open_output(job, now)
     on_ray.start()
@@ -167,6 +171,10 @@ def main(job: Job) -> int:
     _publish(job, order[0], results[trials.index(order[0])], data)
     logger.info("report: %s", storage.join(job.output, "report.md"))
     return 0
+
+
+def _check_context(job: Job, data: train_job.Data, settings: Mapping[str, Any]) -> None:
+    train_job.check_context(data, configs(job, settings)[0])
 
 
 def _publish(

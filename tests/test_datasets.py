@@ -1,15 +1,20 @@
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import openpyxl
 import pytest
 
+from caan import storage
 from caan.datasets import DATASETS, check_labels, check_splits, compare_counts, require_context
 from caan.errors import InputError
 from caan.schema import MANIFEST_SCHEMA, table_of
+from jobs import label
 from jobs.index import Job, list_rows
 
 SPLITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "splits"
+PARTS = ("train", "test")
 
 
 def touch(root, *names, content=None):
@@ -52,6 +57,43 @@ def test_videoemotion8_takes_the_split_that_is_named_and_titles_with_dots(tmp_pa
     }
     with pytest.raises(InputError, match=r"no files `trainlist02.txt`.*--lists"):
         read("ve8", tmp_path / "v", tmp_path / "l", 2)
+
+
+def workbook(path, columns):
+    book = openpyxl.Workbook()
+    sheet = book.create_sheet("splits")
+    for number, names in enumerate(columns, start=1):
+        for row, name in enumerate(names, start=3):
+            sheet.cell(row, number, name)
+    book.save(path)
+
+
+def test_videoemotion8_takes_a_split_of_the_workbook_and_classes_from_folders(tmp_path):
+    touch(tmp_path, "Trust/a.mp4", "Joy/Mr.B_360p.mp4", "Fear/12.mp4", "Disgust/12.mp4")
+    workbook(tmp_path / "splits.xlsx", [["b"], ["a"], ["a", 12], ["Mr.B_360p", "gone"]])
+    assert read("ve8", tmp_path, split=2) == {
+        "Trust/a.mp4": ("trust", "train", None),
+        "Disgust/12.mp4": ("disgust", "train", None),
+        "Fear/12.mp4": ("fear", "train", None),
+        "Joy/Mr.B_360p.mp4": ("joy", "test", None),
+        "gone": (None, "test", "missing"),
+    }
+    with pytest.raises(InputError, match=r"`splits` .* has no split 3"):
+        read("ve8", tmp_path, split=3)
+
+
+def test_the_workbook_gives_what_the_derived_lists_give(tmp_path):
+    if not SPLITS.exists():
+        pytest.skip("needs data/splits in a folder `shared` beside the checkout")
+    lists = {part: (SPLITS / "ve8" / f"{part}list01.txt").read_text().split("\n") for part in PARTS}
+    keys = {part: [re.sub(r"\s+\d+$", "", line) for line in lists[part] if line] for part in PARTS}
+    touch(tmp_path / "v", *(f"{key}.mp4" for part in PARTS for key in keys[part]))
+    titles = [[key.partition("/")[2] for key in keys[part]] for part in PARTS]
+    (tmp_path / "l").mkdir()
+    workbook(tmp_path / "l" / "splits.xlsx", titles)
+    by_lists = read("ve8", tmp_path / "v", SPLITS / "ve8")
+    assert len(by_lists) == 1099
+    assert read("ve8", tmp_path / "v", tmp_path / "l") == by_lists
 
 
 @pytest.mark.parametrize("name", ["caer", "afew"])
@@ -129,9 +171,20 @@ def test_counts_are_reported_and_face_crops_have_no_context():
     ]
     crops = {name for name, dataset in DATASETS.items() if dataset.is_face_crops}
     assert crops == {"dfew", "ferv39k", "mafw"}
-    with pytest.raises(InputError, match="cut-out faces only"):
-        require_context(DATASETS["dfew"], "dfew")
-    require_context(DATASETS["caer"], "caer")
+    with pytest.raises(InputError, match="`dfew` holds cut-out faces only"):
+        require_context("dfew", ("face", "context"))
+    require_context("dfew", ("face",))
+    require_context("", ("face", "context"))
+
+
+def test_labelling_face_crops_with_a_model_of_whole_frames_is_refused(tmp_path):
+    rows = [{"video_id": "a", "uri": f"{tmp_path}/a.mp4", "duration_seconds": 1.0}]
+    facts = {"dataset": "mafw", "face_crops": "True"}
+    table = table_of(rows, MANIFEST_SCHEMA).replace_schema_metadata(facts)
+    storage.write_table(table, f"{tmp_path}/m.parquet")
+    job = label.Job(manifest=f"{tmp_path}/m.parquet", output=f"{tmp_path}/labels")
+    with pytest.raises(InputError, match="`mafw` holds cut-out faces only"):
+        label.main(job)
 
 
 @pytest.mark.parametrize(("name", "folder"), [("ekman6", "ek6"), ("ve8", "ve8")])

@@ -14,7 +14,7 @@ from caan.errors import InputError
 from caan.models.build import ModelConfig
 from caan.search_report import SearchTrial
 from caan.training import TrainConfig
-from jobs import tune
+from jobs import reproduce, train, tune
 from jobs.search import Job
 
 DIM, LABELS = 12, ("anger", "joy")
@@ -154,3 +154,18 @@ def test_the_report_ranks_trials_and_names_those_that_failed() -> None:
     report = search_report.report_markdown(trials, METRIC, 9)
     assert "broken: diverged" in report
     assert "| all | 50.0 (1) | 75.0 (2) |" in report
+
+
+def test_features_of_face_crops_are_refused_for_models_of_whole_frames(
+    features: str, tmp_path: Path
+) -> None:
+    crops = str(tmp_path / "features")
+    storage.copy_folder(features, crops)
+    record = storage.read_json(f"{crops}/run.json")
+    storage.write_json(f"{crops}/run.json", record | {"face_crops": "dfew"})
+    whole = train.Job(features=crops, output=str(tmp_path / "model"), model=SMALL)
+    some = reproduce.Job(features=crops, output=str(tmp_path / "r"), systems=("faa", "caa"))
+    space = job_of(crops, tmp_path, "model.modality: [face, fusion]")
+    for job, main in ((whole, train.main), (some, reproduce.main), (space, tune.main)):
+        with pytest.raises(InputError, match="`dfew` holds cut-out faces only"):
+            main(job)  # type: ignore[operator]

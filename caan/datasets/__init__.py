@@ -7,6 +7,7 @@ from caan.datasets.dataset import (
     check_labels,
     check_splits,
     compare_counts,
+    face_crops_of,
     require_context,
 )
 from caan.datasets.folder import (
@@ -63,5 +64,6 @@ __all__ = [
     "check_labels",
     "check_splits",
     "compare_counts",
+    "face_crops_of",
     "require_context",
 ]

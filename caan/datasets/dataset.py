@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from caan import storage
 from caan.errors import InputError
 from caan.schema import LABEL_SETS
@@ -32,16 +34,23 @@ class Dataset:
     """Only cut-out faces: a context branch would see the face again."""
 
 
-def require_context(dataset: Dataset, name: str) -> None:
-    """Refuse a data set of face crops where the whole frame is wanted.
+def face_crops_of(manifest: pa.Table) -> str:
+    """Name of the data set of cut-out faces that jobs.index read a manifest from; else empty."""
+    facts = manifest.schema.metadata or {}
+    return facts.get(b"dataset", b"").decode() if facts.get(b"face_crops") == b"True" else ""
+
+
+def require_context(face_crops: str, modalities: Sequence[str]) -> None:
+    """Refuse a model that looks at the whole frame where a data set has only cut-out faces.
 
     Raises:
-        InputError: there is no context in its pictures.
+        InputError: `face_crops` names such a data set, and "context" is among the modalities.
     """
-    if dataset.is_face_crops:
+    if face_crops and "context" in modalities:
         raise InputError(
-            f"data set `{name}` holds cut-out faces only, so its frames have no context: use a "
-            "model without the context branch, or the original videos with `--dataset folder`."
+            f"data set `{face_crops}` holds cut-out faces only, so its frames have no context: use "
+            "a model of faces alone (`--model.modality face`, `--model.name faa`), or the original "
+            "videos with `jobs.index --dataset folder`."
         )
 
 

@@ -10,6 +10,8 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import openpyxl
+
 from caan import storage
 from caan.datasets.dataset import Row
 from caan.datasets.folder import NOT_VIDEOS
@@ -17,7 +19,7 @@ from caan.errors import InputError
 from caan.schema import canonical_emotion, video_id_of
 
 Entry = tuple[str, str, str]
-"""Key of a video (`anger/1000`, `00001`), label as the list writes it, split."""
+"""Key of a video (`anger/1000`, `00001`), label as the list writes it (or none), split."""
 
 DFEW_EMOTIONS = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 """Labels 1 to 7 of DFEW's CSV files."""
@@ -37,8 +39,17 @@ def read_ekman6(folder: str, lists: str, split: int) -> list[Row]:
 
 
 def read_videoemotion8(folder: str, lists: str, split: int) -> list[Row]:
-    """Rows of VideoEmotion-8 by one of its ten splits; the test lists carry no label number."""
-    return _rows(folder, _class_lists(lists or folder, split))
+    """Rows of VideoEmotion-8 by one of its ten splits.
+
+    The splits are the published workbook's (an .xlsx file) where one lies among the lists, else
+    `trainlist<NN>.txt` and `testlist<NN>.txt`, whose test lists carry no label number.
+    """
+    books = [f.uri for f in storage.list_files(lists or folder) if f.uri.lower().endswith(".xlsx")]
+    if not books:
+        return _rows(folder, _class_lists(lists or folder, split))
+    if len(books) > 1:
+        raise InputError(f"{len(books)} .xlsx files under `{lists or folder}`: leave one.")
+    return _rows(folder, _workbook(books[0], split, folder))
 
 
 def read_dfew(folder: str, lists: str, split: int) -> list[Row]:
@@ -86,6 +97,37 @@ def _class_lists(folder: str, split: int) -> list[Entry]:
     return entries
 
 
+def _workbook(uri: str, split: int, folder: str) -> list[Entry]:
+    """Entries of one split of VideoEmotion-8's workbook.
+
+    Its second sheet has a pair of columns per split, train and test, from the third row on: names
+    of videos without class and ending. The class is the folder that the video lies in; a title that
+    stands in two classes is both of its videos.
+
+    Source: the way the code of CTEN reads it; no copy of the file was at hand.
+    """
+    book = openpyxl.load_workbook(io.BytesIO(storage.read_bytes(uri)), read_only=True)
+    sheet = book.worksheets[min(1, len(book.worksheets) - 1)]
+    keys: dict[str, set[str]] = {}
+    for file in storage.list_files(folder):
+        if not file.uri.lower().endswith(NOT_VIDEOS):
+            parts = _without_ending(file.uri).split("/")
+            keys.setdefault(parts[-1].lower(), set()).add("/".join(parts[-2:]))
+    entries: dict[Entry, None] = {}
+    for row in sheet.iter_rows(min_row=3, values_only=True):
+        for part, cell in zip(("train", "test"), row[2 * split - 2 : 2 * split], strict=False):
+            if cell is None or not (name := str(cell).strip()):
+                continue
+            # Titles of their own may end like a file's name.
+            found = keys.get(name.lower()) or keys.get(_without_ending(name).lower())
+            for key in sorted(found or {name}):
+                label = key.partition("/")[0] if "/" in key else ""
+                entries[key, label, part] = None
+    if not entries:
+        raise InputError(f"sheet `{sheet.title}` of `{uri}` has no split {split}.")
+    return list(entries)
+
+
 def _numbered(text: str, emotions: Sequence[str], first: int, uri: str) -> str:
     if not text.isdigit():
         return text
@@ -123,7 +165,7 @@ def _rows(folder: str, entries: Iterable[Entry]) -> list[Row]:
     for key, label, split in entries:
         if splits.setdefault(key, split) != split:
             raise InputError(f"the lists name `{key}` for {splits[key]} and for {split}.")
-        known: Row = {"label": canonical_emotion(label), "split": split}
+        known: Row = {"label": canonical_emotion(label) or None, "split": split}
         file = videos.get(key.lower()) or videos.get(key.lower().lstrip("0"))
         if file is None:
             uri = pictures.get(key.lower()) or storage.join(storage.normalise(folder), key)
