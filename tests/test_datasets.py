@@ -9,9 +9,11 @@ import pytest
 from caan import storage
 from caan.datasets import DATASETS, check_labels, check_splits, compare_counts, require_context
 from caan.errors import InputError
+from caan.extraction import ExtractionConfig
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs import label
 from jobs.index import Job, list_rows
+from jobs.pipeline import Run
 
 SPLITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "splits"
 PARTS = ("train", "test")
@@ -182,9 +184,21 @@ def test_labelling_face_crops_with_a_model_of_whole_frames_is_refused(tmp_path):
     facts = {"dataset": "mafw", "face_crops": "True"}
     table = table_of(rows, MANIFEST_SCHEMA).replace_schema_metadata(facts)
     storage.write_table(table, f"{tmp_path}/m.parquet")
-    job = label.Job(manifest=f"{tmp_path}/m.parquet", output=f"{tmp_path}/labels")
+    run = Run(
+        job_name="label",
+        manifest_uri=f"{tmp_path}/m.parquet",
+        output=f"{tmp_path}/labels",
+        table=label.TABLE,
+        config=ExtractionConfig(),
+        identity={},
+        whole_config={},
+        retry_failed=False,
+        on_change="error",
+        min_ok=0.0,
+        modalities=("face", "context"),
+    )
     with pytest.raises(InputError, match="`mafw` holds cut-out faces only"):
-        label.main(job)
+        run.process(None)
 
 
 @pytest.mark.parametrize(("name", "folder"), [("ekman6", "ek6"), ("ve8", "ve8")])
