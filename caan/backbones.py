@@ -7,12 +7,14 @@ import hashlib
 import importlib.util
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
@@ -20,7 +22,7 @@ from torchvision.models import mobilenet_v2
 from caan.errors import InputError
 from caan.starter.network import StarterFace
 from caan.weight_formats import LAYERS, TORCHVISION_NAMES
-from caan.weights import OFFICIAL_FILES, load_state, ready_weights
+from caan.weights import OFFICIAL_FILES, WeightFile, load_state, ready_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,8 @@ class BackboneConfig:
     name: str = "vgg16"
     """`vggface`, `vgg16`, `starter_face` or `starter_context`."""
     weights: str = ""
-    """"": the official file (downloaded once); else a path, folder, s3:// or https:// URL, or
-    `random`."""
+    """"": the official file (downloaded once), a starter's own; else a path, a folder (as
+    jobs.finetune writes), an s3:// or https:// URL, or `random`."""
     seed: int = 0
     """Seed of `random` weights."""
     relu: bool = True
@@ -380,43 +382,79 @@ def random_vgg(
 
 
 def _load_starter_face(config: BackboneConfig, device: torch.device) -> Backbone:
+    if config.weights == RANDOM:
+        raise InputError("the backbone `starter_face` takes no `random` weights")
+    metadata: dict[str, str] = {}
     if config.weights:
-        raise InputError("the backbone `starter_face` has its own weights: give no `weights`")
-    network = StarterFace()
+        found = ready_weights(config.name, config.weights)
+        network, metadata = _starter_face_of(found), found.metadata
+    else:
+        network = StarterFace()
     return Backbone(
         network,
         name=config.name,
         dim=network.dim,
         identity=network.identity,
         licence="Starter face weights: see caan/starter/MODEL_CARD.md.",
+        metadata=metadata,
         map_layer=network.trunk[-1],
         map_shape=(256, 3, 3),
     )
 
 
+def _starter_face_of(weights: WeightFile) -> StarterFace:
+    try:
+        return StarterFace(weights.path)
+    except RuntimeError as error:
+        raise InputError(f"`{weights.path}` does not fit `starter_face`: {error}") from error
+
+
 def _load_starter_context(config: BackboneConfig, device: torch.device) -> Backbone:
-    if config.weights not in ("", RANDOM):
-        raise InputError("the backbone `starter_context` takes no `weights` but `random`")
+    metadata: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = mobilenet_v2(weights=None)
     identity = f"{config.name}:random:{config.seed}"
-    if not config.weights:
+    if config.weights not in ("", RANDOM):
+        found = ready_weights(config.name, config.weights)
+        network.features.load_state_dict(_features_of(found, network.features))
+        identity, metadata = f"{config.name}:sha256:{found.sha256}", found.metadata
+    elif not config.weights:
         path = _packaged_mobilenet()
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
         identity = f"{config.name}:sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    layers = {
+        "features": network.features,
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(1),
+    }
     return Backbone(
-        nn.Sequential(network.features, nn.AdaptiveAvgPool2d(1), nn.Flatten(1)),
+        nn.Sequential(OrderedDict(layers)),
         name=config.name,
         dim=1280,
         identity=identity,
         licence="Torchvision's ImageNet MobileNetV2 weights (BSD 3-clause).",
         is_random=config.weights == RANDOM,
         colours=IMAGENET_COLOURS,
+        metadata=metadata,
         map_layer=network.features[-2],
         map_shape=(320, 7, 7),
     )
+
+
+def _features_of(weights: WeightFile, layers: nn.Module) -> dict[str, Tensor]:
+    """The tensors `features.*` of a weight file, once they are known to fit these layers."""
+    state = load_file(weights.path)
+    found = {
+        name.removeprefix("features."): tensor
+        for name, tensor in state.items()
+        if name.startswith("features.")
+    }
+    shapes = {name: tensor.shape for name, tensor in layers.state_dict().items()}
+    if {name: tensor.shape for name, tensor in found.items()} != shapes:
+        raise InputError(f"`{weights.path}` does not fit `starter_context`")
+    return found
 
 
 def _packaged_mobilenet() -> Path:

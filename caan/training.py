@@ -188,7 +188,7 @@ def fit_loader(
         )
     device = torch.device(device)
     model.to(device)
-    run = _Run(model, config)
+    run = TrainingRun(model, config, _optimizer(model, config))
     if resume is not None:
         run.load(resume)
     elif config.standardize:
@@ -224,19 +224,23 @@ def fit_loader(
         row["seconds"] = time.perf_counter() - started
         run.take(row, epoch)
         if report is not None:
-            _report(report, row, run, keep=rank == 0 and run.is_kept(epoch))
+            report_epoch(report, row, run, keep=rank == 0 and run.is_kept(epoch))
         if run.is_over():
             break
     return run.finish(train, validation, device)
 
 
-class _Run:
-    """What a training run knows besides the weights: optimiser, history, the best epoch."""
+class TrainingRun:
+    """What a training run knows besides the weights: optimiser, history, the best epoch.
 
-    def __init__(self, model: Head, config: TrainConfig) -> None:
+    It serves heads and backbones; `config` is a TrainConfig, or has those fields of it that are
+    asked for here.
+    """
+
+    def __init__(self, model: Any, config: Any, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
         self.config = config
-        self.optimizer = _optimizer(model, config)
+        self.optimizer = optimizer
         self.next_epoch = 0
         self.history: list[dict[str, float]] = []
         self.best_epoch = -1
@@ -313,7 +317,7 @@ class _Run:
         self, train: PackedVideos | None, validation: PackedVideos, device: torch.device
     ) -> FitResult:
         """Put the best weights back, and measure and calibrate every prediction rule."""
-        model = self.model
+        model: Head = self.model
         model.load_state_dict(self.best_state)
         centroids_KR = torch.zeros(0)
         if train is not None:
@@ -353,16 +357,16 @@ def _train_epoch(
     trained: nn.Module,
     loader: Loader,
     epoch: int,
-    run: _Run,
+    run: TrainingRun,
     weights_K: Tensor,
     device: torch.device,
     world_size: int,
 ) -> float:
     """One pass over the training batches; the mean loss over all workers."""
-    config = run.config
+    config: TrainConfig = run.config
     trained.train()
     for group in run.optimizer.param_groups:
-        group["lr"] = config.learning_rate * _rate(config, epoch)
+        group["lr"] = config.learning_rate * rate_of_epoch(config, epoch)
     use_bfloat16 = config.precision == "bfloat16"
     total = torch.zeros((), device=device)
     num_batches = 0
@@ -423,7 +427,8 @@ def _confusion(evidence_VK: np.ndarray, videos: PackedVideos) -> np.ndarray:
     )
 
 
-def _report(report: Report, row: dict[str, float], run: _Run, *, keep: bool) -> None:
+def report_epoch(report: Report, row: dict[str, float], run: TrainingRun, *, keep: bool) -> None:
+    """Hand an epoch's metrics to `report`, with the training state if it is to be kept."""
     if not keep:
         report(row, None)
         return
@@ -442,7 +447,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return kind(model.parameters(), rate, weight_decay=decay, fused=True)
 
 
-def _rate(config: TrainConfig, epoch: int) -> float:
+def rate_of_epoch(config: Any, epoch: int) -> float:
     """Share of the learning rate in this epoch, 0 to 1."""
     if config.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * epoch / config.epochs))

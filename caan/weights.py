@@ -109,17 +109,22 @@ def cache_folder() -> Path:
 
 
 def ready_weights(backbone: str, weights: str = "") -> WeightFile:
-    """The weights of `vggface` or `vgg16`, found, checked and converted; quick when done before.
+    """A backbone's weights, found, checked and converted; quick when done before.
 
-    `weights` is a local file, a folder with one .safetensors file (as fine-tuning writes), an s3://
-    or http(s) URL, or "" for the official file.
+    `weights` is a local file, a folder with one .safetensors file (as jobs.finetune writes), an
+    s3:// or http(s) URL, or "" for the official file of `vggface` or `vgg16`. The starters take
+    files of jobs.finetune only.
 
     Raises:
         InputError: no such file, no network, a damaged file, or weights of another network.
     """
-    official = OFFICIAL_FILES[backbone]
     source = find_weights(backbone, weights)
     metadata = read_metadata(source) if source.suffix == ".safetensors" else {}
+    if not metadata and backbone not in OFFICIAL_FILES:
+        raise InputError(
+            f"`{source}` was not written by jobs.finetune, and `{backbone}` takes no other weights "
+            "than its own: leave them out, or fine-tune it"
+        )
     if not metadata:
         state = source.stat()
         key = f"{_CONVERTER_VERSION}|{source.resolve()}|{state.st_size}|{state.st_mtime_ns}"
@@ -128,7 +133,7 @@ def ready_weights(backbone: str, weights: str = "") -> WeightFile:
         with _locked(target):
             if not target.exists():
                 _convert(source, target, backbone)
-                logger.warning("%s", official.licence)
+                logger.warning("%s", OFFICIAL_FILES[backbone].licence)
         source, metadata = target, read_metadata(target)
     if metadata["backbone"] != backbone:
         raise InputError(
@@ -143,8 +148,8 @@ def find_weights(backbone: str, weights: str = "") -> Path:
     Raises:
         InputError: no such file, or out of reach; says where to put it and what else can be done.
     """
-    official = OFFICIAL_FILES[backbone]
     if not weights:
+        official = OFFICIAL_FILES[backbone]
         target = cache_folder() / official.file_name
         if not target.exists():
             try:

@@ -227,7 +227,7 @@ def test_wrong_options_are_named() -> None:
         load_backbone(BackboneConfig(name="vgg"))
     with pytest.raises(InputError, match="unknown precision `half`"):
         load_backbone(BackboneConfig(name="vgg16", precision="half"))
-    with pytest.raises(InputError, match="give no `weights`"):
+    with pytest.raises(InputError, match="takes no `random`"):
         load_backbone(BackboneConfig(name="starter_face", weights="random"))
 
 

@@ -1,0 +1,163 @@
+"""Which videos a fine-tuned backbone has seen, and the refusal to be judged on them.
+
+The record travels inside the weight file: jobs.finetune writes it there, jobs.extract copies it
+beside the features, and whoever trains on those features asks here which videos are still fresh.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from caan import config, storage
+from caan.errors import InputError
+from caan.packing import PackedVideos
+
+METADATA_KEY = "seen_videos"
+"""Entry of a weight file's metadata that holds the record as JSON."""
+
+FEATURES_FILE = "seen_videos.json"
+"""File beside the features: the records of the backbones that made them, by `face`, `context`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenVideos:
+    """What a fine-tuning has learned from, and what has chosen its best epoch."""
+
+    trained: tuple[str, ...]
+    """Ids of the videos that its gradients came from."""
+    held_out: tuple[str, ...]
+    """Ids of the training split's videos that were held out to choose the epoch."""
+    trained_files: tuple[str, ...]
+    """`file_key` of each of `trained`, which finds a video that has moved."""
+    held_out_files: tuple[str, ...]
+    """`file_key` of each of `held_out`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name this division of videos."""
+        return config.fingerprint({"trained": self.trained, "held_out": self.held_out})
+
+    def to_json(self) -> str:
+        """As `from_json` reads it."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "SeenVideos":
+        """The record of `to_json`."""
+        return config.from_dict(SeenVideos, json.loads(text))
+
+
+def file_key(row: Mapping[str, Any]) -> str:
+    """16 hex digits of a manifest row's file name, size and time range, wherever the file lies."""
+    name = str(row["uri"]).rpartition("/")[2]
+    key = f"{name}|{row['size_bytes']}|{row['start_seconds']}|{row['end_seconds']}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def hold_out(
+    rows: Sequence[Mapping[str, Any]], *, fraction: float, seed: int
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Training and held-out rows, the same share of every label.
+
+    The order of the rows does not matter, so that the fine-tunings of two backbones hold out the
+    same videos. A label keeps at least one training video and, with two or more, gives at least
+    one.
+
+    Raises:
+        InputError: a fraction outside 0 to 1.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--validation-fraction {fraction} must lie between 0 and 1.")
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row)
+    train: list[Mapping[str, Any]] = []
+    held: list[Mapping[str, Any]] = []
+    for label in sorted(by_label):
+        members = sorted(by_label[label], key=lambda row: shuffle_key(row["video_id"], seed))
+        count = max(round(fraction * len(members)), 1) if len(members) > 1 else 0
+        held += members[:count]
+        train += members[count:]
+    return train, held
+
+
+def shuffle_key(video_id: str, seed: int) -> str:
+    """Sorts videos into an order that looks random and depends on nothing else."""
+    return hashlib.sha256(f"{seed}|{video_id}".encode()).hexdigest()
+
+
+def seen_of(train: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]]) -> SeenVideos:
+    """The record of a fine-tuning on these manifest rows."""
+    return SeenVideos(
+        trained=tuple(sorted(row["video_id"] for row in train)),
+        held_out=tuple(sorted(row["video_id"] for row in held)),
+        trained_files=tuple(sorted(file_key(row) for row in train)),
+        held_out_files=tuple(sorted(file_key(row) for row in held)),
+    )
+
+
+def read_beside(features: str) -> dict[str, SeenVideos]:
+    """The records beside features, by modality; empty where no backbone was fine-tuned."""
+    path = storage.join(features, FEATURES_FILE)
+    if not storage.exists(path):
+        return {}
+    values = storage.read_json(path)
+    return {kind: config.from_dict(SeenVideos, value) for kind, value in values.items()}
+
+
+def honest_splits(
+    videos: PackedVideos, manifest: pa.Table, seen: Mapping[str, SeenVideos], split: str
+) -> PackedVideos:
+    """The videos with what the backbones held out of `split` marked as split `val`.
+
+    A backbone gives the videos that it was fine-tuned on better vectors than it gives new ones, so
+    they may only be trained on. Nothing changes where no backbone was fine-tuned, or where the
+    manifest has its own split `val`.
+
+    Raises:
+        InputError: a backbone has seen videos that this manifest judges by, or none is left to
+            validate on.
+    """
+    if not seen:
+        return videos
+    keys = {row["video_id"]: file_key(row) for row in manifest.select(
+        ["video_id", "uri", "size_bytes", "start_seconds", "end_seconds"]
+    ).to_pylist()}  # fmt: skip
+    ids = videos.video_ids_V.tolist()
+    splits = videos.splits_V.tolist()
+    has_splits = any(splits)
+    fresh = np.ones(len(ids), bool)
+    for kind, record in seen.items():
+        trained = {*record.trained, *record.trained_files}
+        held_out = {*record.held_out, *record.held_out_files}
+        for name in sorted({*splits} - {split, ""}):
+            barred = trained if name == "val" else trained | held_out
+            own = [i for i, s in zip(ids, splits, strict=True) if s == name]
+            met = [i for i in own if i in barred or keys[i] in barred]
+            if met:
+                raise InputError(
+                    f"the {kind} backbone of these features was fine-tuned on {len(met)} of the "
+                    f"{len(own)} videos of split `{name}` (such as {met[0]}): fine-tune it by this "
+                    "manifest's own splits and extract again, or take a backbone that has not "
+                    "seen them."
+                )
+        fresh &= np.array([i not in trained and keys[i] not in trained for i in ids], bool)
+        fresh &= np.array([i in held_out or keys[i] in held_out for i in ids], bool)
+    if "val" in splits:
+        return videos
+    in_split = np.array([s == split if has_splits else True for s in splits], bool)
+    chosen = fresh & in_split & (videos.labels_V >= 0)
+    if not chosen.any():
+        raise InputError(
+            "the backbones of these features held out no common video to validate on: fine-tune "
+            "both with the same manifest, --validation-fraction and --split-seed, or give the "
+            "manifest a split `val`."
+        )
+    named = videos.splits_V if has_splits else np.full(len(ids), split)
+    return dataclasses.replace(videos, splits_V=np.where(chosen, "val", named).astype(np.str_))
