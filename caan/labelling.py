@@ -15,8 +15,8 @@ import torch
 from caan.checkpoint import LoadedModel, load_model
 from caan.extraction import ExtractionConfig, SegmentEmbedder, flat_list, vector_array
 from caan.faces import LONE_MIN_SCORES, LONE_SECONDS
-from caan.models.frames import FrameBatch, HeadOutput
-from caan.prediction import probabilities_of, video_evidence
+from caan.models.frames import EncodedFrames, FrameBatch, HeadOutput
+from caan.prediction import blinded, probabilities_of, video_evidence
 from caan.runs import video_status
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
@@ -31,6 +31,9 @@ MAIN_PERSON = "0"
 MAX_HEAD_FRAMES = 1024
 """Frames that the head encodes at once."""
 
+Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""A head's g, s and logits of some frames."""
+
 
 class FrameScorer:
     """Features -> segment_scores: the head's frame part on every face that was kept."""
@@ -40,6 +43,7 @@ class FrameScorer:
         self.device = device
         self.num_emotions = len(model.info.label_set)
         self.with_faceless = model.info.no_face == "context_only"
+        self.explains_context = model.head.modalities == ("face", "context")
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -62,19 +66,20 @@ class FrameScorer:
             rows = np.concatenate([rows, frame_rows[bare]])
             order = np.lexsort((frame_index[shown], rows))
             shown, face_of, rows = shown[order], face_of[order], rows[order]
-        g, s, logits = self._encode(
+        encoded, blind = self._encode(
             _vectors(faces.field("face_vector")),
             _vectors(frames.field("context_vector")),
             shown,
             face_of,
         )
         return self._table(table, frames, frame_offsets, faces, frame_index[shown], face_of, rows,
-                           g, s, logits)  # fmt: skip
+                           encoded, blind)  # fmt: skip
 
     def _encode(
         self, face: np.ndarray, context: np.ndarray, shown: np.ndarray, face_of: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        parts: list[tuple[np.ndarray, ...]] = []
+    ) -> tuple[Encoded, Encoded | None]:
+        parts: list[Encoded] = []
+        blind_parts: list[Encoded] = []
         has_face = face_of >= 0
         for start in range(0, max(1, len(shown)), MAX_HEAD_FRAMES):
             some = slice(start, start + MAX_HEAD_FRAMES)
@@ -86,10 +91,11 @@ class FrameScorer:
                 torch.ones(1, len(face_ND), dtype=torch.bool, device=self.device),
                 torch.from_numpy(has_face[some])[None].to(self.device),
             )
-            encoded = self.model.head.encode(batch)
-            parts.append(tuple(part[0].float().cpu().numpy() for part in encoded))
-        g, s, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return g, s, logits
+            parts.append(_on_cpu(self.model.head.encode(batch)))
+            if self.explains_context:
+                blind = blinded(self.model.head, batch, "context")
+                blind_parts.append(_on_cpu(self.model.head.encode(blind)))
+        return _end_to_end(parts), _end_to_end(blind_parts) if blind_parts else None
 
     def _table(
         self,
@@ -100,25 +106,25 @@ class FrameScorer:
         frame_index: np.ndarray,
         face_of: np.ndarray,
         rows: np.ndarray,
-        g: np.ndarray,
-        s: np.ndarray,
-        logits: np.ndarray,
+        encoded: Encoded,
+        blind: Encoded | None,
     ) -> pa.Table:
-        schema = segment_scores_schema(g.shape[1], self.num_emotions, 1)
+        schema = segment_scores_schema(encoded[0].shape[1], self.num_emotions, 1)
+        fields = list(schema.field("faces").type.value_type)
         is_bare = face_of < 0
         taken = pa.array(np.where(is_bare, 0, face_of), mask=is_bare)
-        empty = pa.nulls(len(rows), schema.field("faces").type.value_type.field(6).type)
+        empty = pa.nulls(len(rows), fields[6].type)
+        without = [pa.nulls(len(rows), field.type) for field in fields[7:]]
         face_rows = pa.StructArray.from_arrays(
             [
                 pa.array(frame_index, pa.int64()),
                 faces.field("box").take(taken),
                 faces.field("score").take(taken),
-                pa.array(s.astype(np.float32)),
-                vector_array(g.astype(np.float16)),
-                vector_array(logits.astype(np.float32)),
+                *_score_columns(encoded),
                 empty,
+                *(without if blind is None else _score_columns(blind)),
             ],
-            fields=list(schema.field("faces").type.value_type),
+            fields=fields,
         )
         offsets = np.searchsorted(rows, np.arange(table.num_rows + 1)).astype(np.int32)
         frame_rows = pa.StructArray.from_arrays(
@@ -133,6 +139,25 @@ class FrameScorer:
         columns["frames"] = pa.ListArray.from_arrays(frame_offsets, frame_rows)
         columns["faces"] = pa.ListArray.from_arrays(pa.array(offsets), face_rows)
         return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _on_cpu(encoded: EncodedFrames) -> Encoded:
+    g, s, logits = (part[0].float().cpu().numpy() for part in encoded)
+    return g, s, logits
+
+
+def _end_to_end(parts: list[Encoded]) -> Encoded:
+    g, s, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return g, s, logits
+
+
+def _score_columns(encoded: Encoded) -> list[pa.Array]:
+    g, s, logits = encoded
+    return [
+        pa.array(s.astype(np.float32)),
+        vector_array(g.astype(np.float16)),
+        vector_array(logits.astype(np.float32)),
+    ]
 
 
 def _vectors(column: pa.FixedSizeListArray) -> np.ndarray:
@@ -256,26 +281,14 @@ def _pool_one(
     if not num_faces:
         label["status"] = "ok" if status == "no_face" else status
     emotions = model.info.label_set
-    g = _array(faces.field("feature_vector"), np.float32)
-    s = faces.field("raw_score").to_numpy(zero_copy_only=False).astype(np.float32)
-    logits = _array(faces.field("logits"), np.float32)
-    mask = torch.ones(1, len(s), dtype=torch.bool)
-    embedding, weights = model.head.pool(torch.from_numpy(g)[None], torch.from_numpy(s)[None], mask)
-    output = HeadOutput(
-        model.head.classify(embedding),
-        torch.from_numpy(logits)[None],
-        weights,
-        torch.from_numpy(s)[None],
-        embedding,
-    )
-    evidence = video_evidence(output, model.info.rule, model.centroids_KR)
-    probabilities = probabilities_of(evidence, model.info.temperature)[0].numpy()
+    probabilities, weights, logits = judged(faces, model)
     best = int(probabilities.argmax())
     label |= {
         "person_id": MAIN_PERSON,
         "label": emotions[best],
         "confidence": float(probabilities[best]),
         "probabilities": _named(emotions, probabilities),
+        **context_effect(faces, model, probabilities),
     }
     frame_probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     time_of = dict(zip(frames.field("frame_index").to_pylist(), pts.tolist(), strict=True))
@@ -292,12 +305,50 @@ def _pool_one(
         for index, box, score, share in zip(
             faces.field("frame_index").to_pylist(),
             faces.field("box").to_pylist(),
-            weights[0].numpy(),
+            weights,
             frame_probabilities,
             strict=True,
         )
     ]
     return label, rows
+
+
+def judged(
+    faces: pa.StructArray, model: LoadedModel, prefix: str = ""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pool one person's faces of segment_scores: probabilities [K], emotion scores [T], logits.
+
+    With the prefix `blind_`: as they would be without the context.
+    """
+    g = torch.from_numpy(_array(faces.field(f"{prefix}feature_vector"), np.float32))[None]
+    s = faces.field(f"{prefix}raw_score").to_numpy(zero_copy_only=False).astype(np.float32)
+    s_BT = torch.from_numpy(s)[None]
+    logits = _array(faces.field(f"{prefix}logits"), np.float32)
+    embedding, weights = model.head.pool(g, s_BT, torch.ones_like(s_BT, dtype=torch.bool))
+    output = HeadOutput(
+        model.head.classify(embedding), torch.from_numpy(logits)[None], weights, s_BT, embedding
+    )
+    evidence = video_evidence(output, model.info.rule, model.centroids_KR)
+    probabilities = probabilities_of(evidence, model.info.temperature)[0].numpy()
+    return probabilities, weights[0].numpy(), logits
+
+
+def context_effect(
+    faces: pa.StructArray, model: LoadedModel, probabilities: np.ndarray
+) -> dict[str, Any]:
+    """The label with the context replaced by its training mean, and what the context gave.
+
+    `context_effect` is the label's probability minus the one it has without the context. Empty for
+    a head that looks at one modality.
+    """
+    if faces.field("blind_raw_score").null_count:
+        return {}
+    blind, _, _ = judged(faces, model, "blind_")
+    best = int(probabilities.argmax())
+    return {
+        "label_without_context": model.info.label_set[int(blind.argmax())],
+        "context_effect": float(probabilities[best] - blind[best]),
+    }
 
 
 def _array(column: pa.FixedSizeListArray, kind: type) -> np.ndarray:

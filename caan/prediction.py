@@ -160,9 +160,9 @@ def blinded(model: Head, frames: FrameBatch, modality: str) -> FrameBatch:
     if modality not in model.modalities:
         raise InputError(f"this head looks at {', '.join(model.modalities)}, not at `{modality}`")
     if modality == "face":
-        mean_D = model.standardize_face.mean()
+        mean_D = model.standardize_face.mean_D
         return frames._replace(face_BTD=mean_D.expand(*frames.mask_BT.shape, -1))
-    mean_D = model.standardize_context.mean()
+    mean_D = model.standardize_context.mean_D
     return frames._replace(context_BTE=mean_D.expand(*frames.mask_BT.shape, -1))
 
 

@@ -218,7 +218,8 @@ def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: i
     """Schema of label's first phase: per face what the head's pooling needs later.
 
     `feature_vector` is the head's g (paper eq. 2), `raw_score` its s (eq. 3), `logits` the frame
-    branch's output over the model's label set.
+    branch's output over the model's label set; `blind_` the same with the context replaced by its
+    training mean, null for a head that looks at one modality.
     """
     return pa.schema(
         [
@@ -248,6 +249,9 @@ def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: i
                             ("feature_vector", pa.list_(pa.float16(), feature_dim)),
                             ("logits", pa.list_(pa.float32(), num_emotions)),
                             ("appearance_vector", pa.list_(pa.float16(), appearance_dim)),
+                            ("blind_raw_score", pa.float32()),
+                            ("blind_feature_vector", pa.list_(pa.float16(), feature_dim)),
+                            ("blind_logits", pa.list_(pa.float32(), num_emotions)),
                         ]
                     )
                 ),
@@ -271,6 +275,8 @@ LABELS_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("error", pa.string()),
         ("model_id", pa.string()),
+        ("label_without_context", pa.string()),
+        ("context_effect", pa.float32()),
     ]
 )
 

@@ -191,11 +191,14 @@ def fit_loader(
     run = TrainingRun(model, config, _optimizer(model, config))
     if resume is not None:
         run.load(resume)
-    elif config.standardize:
+    else:
         for modality in model.modalities:
             standardize = getattr(model, f"standardize_{modality}")
             if not standardize.is_fixed:
-                standardize.set(*loader.moments(modality))
+                mean_D, std_D = loader.moments(modality)
+                if config.standardize:
+                    standardize.set(mean_D, std_D)
+                standardize.mean_D.copy_(mean_D)  # what stands for a modality that is left out
     # Some loss weights leave a branch without a gradient, hence find_unused_parameters.
     trained = (
         DistributedDataParallel(model, find_unused_parameters=True) if world_size > 1 else model

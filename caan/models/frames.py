@@ -4,7 +4,7 @@ Shape legend of `caan.models`: B videos, T frames (padded), D face vector, E con
 F frame feature g (paper eq. 2), R video feature (paper eq. 4), K emotions, C H W pool5 maps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,8 @@ class Standardize(nn.Module):
 
     shift_D: Tensor
     scale_D: Tensor
+    mean_D: Tensor
+    """Mean of the training frames; zeros until set."""
     is_fixed = False
     """True keeps what another model's training frames set (`caan.models.growth`)."""
 
@@ -68,6 +70,7 @@ class Standardize(nn.Module):
         super().__init__()
         self.register_buffer("shift_D", torch.zeros(dim))
         self.register_buffer("scale_D", torch.ones(dim))
+        self.register_buffer("mean_D", torch.zeros(dim))
 
     def set(self, mean_D: Tensor, std_D: Tensor) -> None:
         """Take mean and deviation of the training frames.
@@ -79,10 +82,13 @@ class Standardize(nn.Module):
         scale_D = 1.0 / std_D.clamp(min=floor)
         self.scale_D.copy_(scale_D)
         self.shift_D.copy_(-mean_D * scale_D)
+        self.mean_D.copy_(mean_D)
 
-    def mean(self) -> Tensor:
-        """Mean of the training frames [D]; zeros until set."""
-        return -self.shift_D / self.scale_D
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        if f"{prefix}mean_D" not in state and f"{prefix}shift_D" in state:
+            # Weights of before the mean was stored.
+            state[f"{prefix}mean_D"] = -state[f"{prefix}shift_D"] / state[f"{prefix}scale_D"]
+        super()._load_from_state_dict(state, prefix, *others)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[..., D] of any float type -> float32 [..., D]."""
