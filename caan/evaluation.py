@@ -241,6 +241,17 @@ def confidences(videos: Sequence[EvaluatedVideo]) -> list[float]:
     return [1.0 if row["confidence"] is None else float(row["confidence"]) for row in rows]
 
 
+def context_told(person: Mapping[str, Any]) -> str:
+    """What a person's label would be without the context; empty where the model does not say.
+
+    The points are percent of probability that the label gains or loses without it.
+    """
+    other, effect = person.get("label_without_context"), person.get("context_effect")
+    if other is None or effect is None:
+        return ""
+    return f"without context: {other} ({person['label']} {-100 * effect:+.0f} points)"
+
+
 def _brief(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> dict[str, Any]:
     summary = metrics.summarise(matrix_of(videos, emotions), emotions)
     return {

@@ -271,6 +271,7 @@ function fill(detail, row) {
   if (video.preview || video.link) detail.append(el("p", {}, el("a", {
     href: video.preview || video.link }, video.preview ? "preview" : "open the video")));
   if (person.times.length || person.windows.length) detail.append(timeline(row, detail));
+  if (person.context) detail.append(el("p", { class: "muted context" }, person.context));
   if (person.strip.length) detail.append(strip(row, detail));
 }
 

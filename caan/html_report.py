@@ -16,7 +16,7 @@ from PIL import Image
 
 from caan import html_page, storage
 from caan.colours import EMOTION_COLOURS
-from caan.evaluation import NO_LABEL, UNCERTAIN, EvaluatedVideo, Row
+from caan.evaluation import NO_LABEL, UNCERTAIN, EvaluatedVideo, Row, context_told
 from caan.plots import StripFrame
 
 MAX_VIDEOS = 20_000
@@ -133,6 +133,7 @@ def _person(
             if row["label"] is not None
         ],
         "strip": strips.get(video.row["video_id"], []) if is_scored else [],
+        "context": context_told(person),
     }
 
 

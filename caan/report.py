@@ -184,10 +184,12 @@ def choose_videos(
 
 
 def strip_title(video: EvaluatedVideo) -> str:
-    """File name, prediction with confidence, and the truth where it is known."""
+    """File name, prediction with confidence, the truth where it is known, what the context did."""
     name = video.row["uri"].rpartition("/")[2]
     title = f"{name} · {video.predicted} {evaluation.confidences([video])[0]:.2f}"
-    return title if video.truth is None else f"{title} (true: {video.truth})"
+    title = title if video.truth is None else f"{title} (true: {video.truth})"
+    told = evaluation.context_told(video.scored or {})
+    return f"{title} · {told}" if told else title
 
 
 def labels_csv(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> str:
@@ -195,7 +197,7 @@ def labels_csv(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> str
     columns = (
         *("video_id", "uri", "split", "true_label", "person_id", "is_main", "is_scored", "label"),
         *("right", "confidence", "num_frames", "num_faces", "start_seconds", "end_seconds"),
-        *("status", "error", "model_id"),
+        *("status", "error", "model_id", "label_without_context", "context_effect"),
     )
     buffer = io.StringIO()
     writer = csv.DictWriter(

@@ -43,6 +43,16 @@ def test_a_saved_model_predicts_the_same_and_knows_what_it_is(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
+def test_the_training_mean_is_stored_and_older_weights_still_give_it(tmp_path):
+    saved(tmp_path / "model")
+    head = load_model(tmp_path / "model").head
+    assert head.standardize_face.mean_D.tolist() == [1.0] * 5
+    state = {name: part for name, part in head.state_dict().items() if "mean_D" not in name}
+    older = build_model(INFO.model, face_dim=5, context_dim=7, num_emotions=2)
+    older.load_state_dict(state)
+    torch.testing.assert_close(older.standardize_face.mean_D, torch.ones(5))
+
+
 def test_another_label_set_is_refused(tmp_path):
     saved(tmp_path / "model")
     with pytest.raises(InputError, match="knows fear, joy"):

@@ -50,7 +50,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = [
         {"video_id": v, "person_id": p, "is_main": p == "p0", "label": label, "confidence": sure,
          "probabilities": [(e, sure if e == label else 0.01) for e in EMOTIONS], "status": "ok",
-         "start_seconds": 0.0, "end_seconds": 4.0}
+         "start_seconds": 0.0, "end_seconds": 4.0,
+         "label_without_context": "fear" if v == "two" else None,
+         "context_effect": 0.3 if v == "two" else None}
         for v, p, label, sure in people
     ]  # fmt: skip
     labels.append({"video_id": "bad", "status": "unreadable", "error": HOSTILE})
@@ -92,6 +94,8 @@ def test_the_page_holds_everything_and_names_no_address_outside(page: Path) -> N
     ]
     first = data["videos"][0]["people"][0]
     assert len(first["strip"]) == len(first["times"]) == 8
+    assert first["context"] == "without context: fear (joy -30 points)"
+    assert data["videos"][1]["people"][0]["context"] == ""
     assert first["windows"] == [[0.0, 2.0, "joy", 0.7], [2.0, 4.0, "surprise", 0.7]]
 
 
@@ -132,6 +136,7 @@ def test_filters_strips_and_playback_work_in_a_browser(page: Path, tmp_path: Pat
         tab.wait(f"{visible}.length === 4")
         tab.click("details.row summary")
         tab.wait("document.querySelectorAll('.detail .frame img').length === 8")
+        assert "joy -30 points" in tab.run("document.querySelector('.context').textContent")
         assert tab.run("document.querySelectorAll('.timeline rect').length") == 8 + 2 + 1
         tab.wait("document.querySelector('video').readyState >= 1")
         assert tab.run("document.querySelector('video').duration") == pytest.approx(4.0, abs=0.2)

@@ -225,6 +225,30 @@ def test_frames_without_a_face_count_for_a_model_that_looks_at_the_scene():
     assert pooled(faceless, dropping).labels["label"].to_pylist() == [None]
 
 
+def test_a_label_says_what_it_would_be_without_the_context():
+    model = model_of()
+    mean_D = torch.linspace(-1, 1, CONTEXT_DIM)
+    model.head.standardize_context.set(mean_D, torch.full((CONTEXT_DIM,), 0.5))
+    features = features_of("v", 7)
+    (label,) = pooled(features, model).labels.to_pylist()
+    rows = features.to_pylist()
+    face = torch.tensor([f["face_vector"] for r in rows for f in r["faces"]])
+    batch = FrameBatch(face[None], mean_D.expand(1, 15, -1), torch.ones(1, 15, dtype=bool))
+    with torch.inference_mode():
+        blind = torch.softmax(model.head(batch).video_logits_BK / 0.7, dim=1)[0]
+    assert label["label_without_context"] == EMOTIONS[int(blind.argmax())]
+    number = EMOTIONS.index(label["label"])
+    expected = label["confidence"] - float(blind[number])
+    assert abs(expected) > 1e-2
+    assert label["context_effect"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_of_one_modality_says_nothing_of_the_context():
+    (label,) = pooled(features_of("v", 10), model_of(modality="face")).labels.to_pylist()
+    assert label["label"] in EMOTIONS
+    assert (label["label_without_context"], label["context_effect"]) == (None, None)
+
+
 def test_a_label_equals_the_head_on_all_frames_at_once():
     model = model_of()
     features = features_of("v", 7)

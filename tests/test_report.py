@@ -74,7 +74,7 @@ def write_run(tmp_path: Path) -> Path:
     ]  # fmt: skip
     storage.write_table(table_of(manifest, MANIFEST_SCHEMA), tmp_path / "manifest.parquet")
     labels = [
-        label_row("a", "joy"),
+        label_row("a", "joy", label_without_context="fear", context_effect=0.25),
         label_row("b", "fear"),
         label_row("c", "uncertain", confidence=0.3),
         label_row("d", None),
@@ -123,6 +123,7 @@ def test_the_report_folder_is_whole_and_names_random_weights(built: tuple[Path, 
     text = (folder / "report.md").read_text()
     assert "vggface:random:0" in text
     assert "**Unfinished**" in text
+    assert "a.mp4 · joy 0.80 (true: joy) · without context: fear (joy -25 points)" in text
     assert "| **sum** | **6** |" in text
     for name in [*figures["pictures"], "strips/a.png", "strips/b.png"]:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
