@@ -31,6 +31,10 @@ Result = TypeVar("Result")
 POLL_SECONDS = 0.05
 """Time between two looks at the child's memory: in it a loop can take some 200 MB."""
 
+RECYCLE_SHARE = 0.5
+"""A child that keeps more than this share of the memory between what it had when ready and its
+limit is replaced after the call: libraries leak, and the next video must not pay for it."""
+
 START_LIMIT_SECONDS = 300.0
 """Longest time for a child to start and run its initializer, which may load a network."""
 
@@ -103,9 +107,13 @@ class Sandbox:
             result = self._ask(function, args, limit)
             assert self._child is not None
             self._child.num_calls += 1
-            if self._child.num_calls == self._max_calls:
+            if self._child.num_calls == self._max_calls or self._has_grown(self._child):
                 self._stop()
             return result
+
+    def _has_grown(self, child: "_Child") -> bool:
+        room = self._memory_limit_bytes - child.ready_bytes
+        return child.resident_bytes() > child.ready_bytes + RECYCLE_SHARE * room
 
     def close(self) -> None:
         """Ends the child, at once if it is idle."""
@@ -121,6 +129,7 @@ class Sandbox:
         self._child = _Child()
         try:
             self._ask(_set_up, (self._initializer, self._memory_limit_bytes), START_LIMIT_SECONDS)
+            self._child.ready_bytes = self._child.resident_bytes()
         except VideoError as error:
             raise RuntimeError(f"the sandbox's child could not start: {error}") from error
         except BaseException:
@@ -172,6 +181,7 @@ class _Child:
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
         self.num_calls = 0
+        self.ready_bytes = 0
         started = threading.Event()
         failure: list[OSError] = []
 

