@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from caan import config, metrics, storage
 from caan.errors import InputError
 from caan.loading import check_classes
-from caan.models.build import build_model
+from caan.models.build import ModelConfig, build_model
 from caan.models.classical import CLASSICAL_MODELS
 from caan.packing import PackedVideos, split_validation
 from caan.prediction import RULES, predict
@@ -39,9 +39,20 @@ SYSTEMS: dict[str, Recipe | str] = {
     "caan_face_depth3": _with_depth("caan_face", 3),
     "caan_context_depth1": _with_depth("caan_context", 1),
     "caan_context_depth2": _with_depth("caan_context", 2),
+    "pool5_face_depth2": _with_depth("pool5_face", 2),
+    "pool5_face_depth3": _with_depth("pool5_face", 3),
+    "pool5_context_depth1": _with_depth("pool5_context", 1),
+    "pool5_context_depth2": _with_depth("pool5_context", 2),
     **{name: name for name in CLASSICAL_MODELS},
 }
 """Every system of the tables: a head with its training, or the name of a classical encoder."""
+
+FROM_POOL5: dict[str, str] = {
+    name: recipe.model.modality
+    for name, recipe in SYSTEMS.items()
+    if isinstance(recipe, Recipe) and recipe.model.name == "pool5_attention"
+}
+"""The systems that need pool5 maps, and of which modality."""
 
 
 def modalities_of(name: str) -> tuple[str, ...]:
@@ -169,6 +180,23 @@ def with_splits(videos: PackedVideos, manifest: pa.Table, uri: str) -> PackedVid
     return dataclasses.replace(videos, splits_V=np.array(splits, dtype=np.str_))
 
 
+def fitted(model: ModelConfig, videos: PackedVideos) -> ModelConfig:
+    """The model with the size of the pool5 maps at hand, if it reads maps.
+
+    Raises:
+        InputError: it does, and there are none.
+    """
+    if model.name != "pool5_attention":
+        return model
+    if model.modality not in videos.maps:
+        raise InputError(
+            f"model `pool5_attention` needs pool5 maps of the {model.modality}, and these features "
+            f"have none: extract them with `--pool5 {model.modality}`, or leave that model out"
+        )
+    _, channels, height, width = videos.maps[model.modality].shape
+    return dataclasses.replace(model, pool5_shape=(channels, height, width))
+
+
 def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Table]:
     """Train and score one system: its figures, and a row per test video with every rule's label.
 
@@ -187,7 +215,7 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
         main = CLASSICAL_RULE
     else:
         head = build_model(
-            trial.recipe.model,
+            fitted(trial.recipe.model, videos),
             face_dim=videos.face_dim,
             context_dim=videos.context_dim,
             num_emotions=len(videos.label_set),
@@ -252,6 +280,30 @@ def is_done(output: str, trial: Trial, data: str) -> bool:
     if not storage.exists(path):
         return False
     return storage.read_json(path).get("fingerprint") == trial.fingerprint(data)
+
+
+def not_done(
+    output: str, trials: Sequence[Trial], data: Mapping[str, str], *, recompute: bool
+) -> list[Trial]:
+    """The trials that are left; `data` has `data_fingerprint` by division.
+
+    Raises:
+        InputError: without `recompute`, if a trial is there that other data or options made.
+    """
+    left, others = [], []
+    for trial in trials:
+        if is_done(output, trial, data[trial.split]):
+            continue
+        left.append(trial)
+        if storage.exists(storage.join(output, TRIALS, f"{trial.name}.json")):
+            others.append(trial.name)
+    if others and not recompute:
+        raise InputError(
+            f"`{output}` holds {len(others)} of these {len(trials)} trials from other features, "
+            f"labels, splits or options (the first is {others[0]}): choose another --output, or "
+            "replace them with `--on-change recompute`."
+        )
+    return left
 
 
 def data_fingerprint(videos: PackedVideos, features: str) -> str:

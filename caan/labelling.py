@@ -4,6 +4,7 @@
 video's segments together, so that a label does not depend on how the video was cut.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,18 @@ class FrameScorer:
             _vectors(frames.field("context_vector")),
             shown,
             face_of,
+            self._maps(table),
         )
         return self._table(table, frames, frame_offsets, faces, frame_index[shown], face_of, rows,
                            encoded, blind)  # fmt: skip
 
     def _encode(
-        self, face: np.ndarray, context: np.ndarray, shown: np.ndarray, face_of: np.ndarray
+        self,
+        face: np.ndarray,
+        context: np.ndarray,
+        shown: np.ndarray,
+        face_of: np.ndarray,
+        maps: Mapping[str, np.ndarray],
     ) -> tuple[Encoded, Encoded | None]:
         parts: list[Encoded] = []
         blind_parts: list[Encoded] = []
@@ -91,11 +98,22 @@ class FrameScorer:
                 torch.ones(1, len(face_ND), dtype=torch.bool, device=self.device),
                 torch.from_numpy(has_face[some])[None].to(self.device),
             )
+            for name, of_all in maps.items():
+                rows = face_of[some] if name == "face" else shown[some]
+                taken = torch.from_numpy(of_all[rows] * (rows >= 0)[:, None, None, None])
+                batch = batch._replace(**{f"{name}_pool5_BTCHW": taken[None].to(self.device)})
             parts.append(_on_cpu(self.model.head.encode(batch)))
             if self.explains_context:
                 blind = blinded(self.model.head, batch, "context")
                 blind_parts.append(_on_cpu(self.model.head.encode(blind)))
         return _end_to_end(parts), _end_to_end(blind_parts) if blind_parts else None
+
+    def _maps(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """pool5 maps [n, C, H, W] of all faces or all frames, where the head reads them."""
+        return {
+            name: _vectors(flat_list(table[f"{name}_pool5"])[0]).reshape(-1, *shape)
+            for name, shape in self.model.head.map_shapes.items()
+        }
 
     def _table(
         self,
@@ -182,7 +200,9 @@ class SegmentScorer:
     ) -> None:
         model = load_model(Path(model_folder), device=device)
         modalities = model.head.modalities
-        self.embedder = SegmentEmbedder(config, modalities, device, batch_size, num_threads)
+        self.embedder = SegmentEmbedder(
+            config, modalities, device, batch_size, num_threads, maps=tuple(model.head.map_shapes)
+        )
         self.scorer = FrameScorer(model, device)
 
     def take_counts(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Batches of packed videos: what an epoch sees, the same for any number of workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -49,6 +49,7 @@ class MemoryLoader:
         videos: PackedVideos,
         *,
         modalities: tuple[str, ...],
+        maps: Iterable[str] = (),
         batch_videos: int,
         num_frames: int,
         sampling: str,
@@ -70,6 +71,7 @@ class MemoryLoader:
             self.videos.labels_V, minlength=len(self.videos.label_set)
         )
         self._modalities = modalities
+        self._maps = tuple(maps)
         self._batch_videos = batch_videos
         self._num_frames = num_frames
         self._sampling = sampling
@@ -104,7 +106,9 @@ class MemoryLoader:
             rows_BT, mask_BT = sample_frames_of(self.videos, videos, self._num_frames, rng)
             # Interleaved slices differ by one video at most, and the order is random anyway.
             mine = slice(self._rank, None, self._world_size)
-            frames = gather_frames(self.videos, rows_BT[mine], mask_BT[mine], self._modalities)
+            frames = gather_frames(
+                self.videos, rows_BT[mine], mask_BT[mine], self._modalities, self._maps
+            )
             yield Batch(frames, torch.from_numpy(self.videos.labels_V[videos[mine]]))
 
 
@@ -167,9 +171,13 @@ def sample_frames_of(
 
 
 def gather_frames(
-    videos: PackedVideos, rows_BT: np.ndarray, mask_BT: np.ndarray, modalities: tuple[str, ...]
+    videos: PackedVideos,
+    rows_BT: np.ndarray,
+    mask_BT: np.ndarray,
+    modalities: tuple[str, ...],
+    maps: Iterable[str] = (),
 ) -> FrameBatch:
-    """The frames at these rows as a batch; float16, on the CPU."""
+    """The frames at these rows as a batch; float16, on the CPU. `maps`: whose pool5 as well."""
     vectors = {
         "face": videos.face_ND,
         "context": videos.context_NE,
@@ -185,6 +193,7 @@ def gather_frames(
         taken.get("context"),
         torch.from_numpy(mask_BT),
         torch.from_numpy(videos.has_face_N[rows_BT]),
+        **{f"{name}_pool5_BTCHW": torch.from_numpy(videos.maps[name][rows_BT]) for name in maps},
     )
 
 

@@ -1,8 +1,9 @@
 """Features of many videos in a few flat arrays, which worker processes can share without copies."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,9 @@ import pyarrow.compute as pc
 from caan.errors import InputError
 
 NO_FACE_POLICIES = ("drop", "context_only")
+
+MAP_SEGMENTS = 16
+"""Segments whose pool5 maps are copied at once (100 MB of VGG's with 128 frames each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,9 @@ class PackedVideos:
     """Splits of the manifest, str; empty where there is none."""
     label_set: tuple[str, ...]
     """The emotions, in the order of their numbers."""
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """pool5 maps by modality, float16 [N, C, H, W], where `add_maps` put them beside the vectors;
+    zeros where a frame has no face."""
 
     def __len__(self) -> int:
         return len(self.video_ids_V)
@@ -61,7 +68,8 @@ class PackedVideos:
     @property
     def num_bytes(self) -> int:
         """Bytes of the frame arrays."""
-        return self.face_ND.nbytes + self.context_NE.nbytes
+        maps = sum(maps_NCHW.nbytes for maps_NCHW in self.maps.values())
+        return self.face_ND.nbytes + self.context_NE.nbytes + maps
 
     def select(self, videos: np.ndarray | Sequence[int]) -> "PackedVideos":
         """These videos (numbers, or a mask), sharing the frame arrays."""
@@ -138,7 +146,7 @@ def pack_features(
     index_N = _joined(parts, "frame_index_N")
     order_N = np.lexsort((index_N, video_N))
     in_order = bool((order_N[1:] > order_N[:-1]).all())
-    arrays = {
+    arrays: dict[str, Any] = {
         name: _joined(parts, name, None if in_order else order_N)
         for name in ("face_ND", "context_NE", "has_face_N", "pts_seconds_N", "boxes_N4")
     }
@@ -153,6 +161,82 @@ def pack_features(
         splits_V=np.array([split or "" for split in _texts(manifest, "split")], dtype=np.str_),
         label_set=tuple(label_set),
     )
+
+
+def add_maps(
+    videos: PackedVideos,
+    features: Iterable[pa.Table],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    max_bytes: int = 8 << 30,
+) -> PackedVideos:
+    """The whole pack with the pool5 maps of its frames and faces, in float16 as they are stored.
+
+    `features` are those that were packed, read again with `face_pool5` or `context_pool5`; `shapes`
+    has channels, height and width of each modality wanted. The arrays are made once, at their full
+    size, and filled table by table: no second copy of the maps is ever held.
+
+    Raises:
+        InputError: the features have no such maps, or not of every frame; the maps would take more
+            than `max_bytes`.
+    """
+    num_frames = len(videos.pts_seconds_N)
+    wanted = {name: (num_frames, *(int(size) for size in shape)) for name, shape in shapes.items()}
+    num_bytes = sum(2 * int(np.prod(shape)) for shape in wanted.values())
+    if num_bytes > max_bytes:
+        raise InputError(
+            f"the pool5 maps of {num_frames} frames take {num_bytes / 2**30:.1f} GiB, and the "
+            f"limit is {max_bytes / 2**30:.1f} (`--pool5-gib`): leave out the models that score "
+            "from pool5, extract fewer frames per second, or raise the limit"
+        )
+    maps = {name: np.zeros(shape, np.float16) for name, shape in wanted.items()}
+    filled = {name: np.zeros(num_frames, bool) for name in maps}
+    ids = pa.array(videos.video_ids_V.tolist(), pa.string())
+    span = int(videos.frame_indices_N.max(initial=0)) + 2
+    key_N = np.repeat(np.arange(len(videos)), videos.counts_V) * span + videos.frame_indices_N
+    for table in features:
+        for name in maps:
+            if f"{name}_pool5" not in table.column_names:
+                raise InputError(_no_maps(name))
+        for batch in table.to_batches(max_chunksize=MAP_SEGMENTS):
+            for name in maps:
+                rows, map_rows, values = _map_rows(batch, name, ids, span, key_N, videos.boxes_N4)
+                maps[name][rows] = values[map_rows].reshape(-1, *wanted[name][1:])
+                filled[name][rows] = True
+    for name, filled_N in filled.items():
+        if not (filled_N | ~videos.has_face_N if name == "face" else filled_N).all():
+            raise InputError(_no_maps(name))
+    return dataclasses.replace(videos, maps=maps)
+
+
+def _no_maps(modality: str) -> str:
+    return (
+        f"these features have no pool5 maps of the {modality} for every frame: extract them with "
+        f"`--pool5 {modality}` (or `both`), or take a model that scores from fc6"
+    )
+
+
+def _map_rows(
+    batch: pa.RecordBatch,
+    modality: str,
+    video_ids: pa.Array,
+    span: int,
+    key_N: np.ndarray,
+    boxes_N4: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the pack, for each its row in these maps, and the maps [n, C * H * W]."""
+    items, segment = _flat_list(batch.column("faces" if modality == "face" else "frames"))
+    values, map_row = _vectors(batch.column(f"{modality}_pool5").flatten())
+    index = items.field("frame_index").to_numpy(zero_copy_only=False)
+    video = _positions(batch.column("video_id"), video_ids)[segment]
+    key = video * span + np.minimum(index, span - 1)
+    row = np.minimum(np.searchsorted(key_N, key), max(len(key_N) - 1, 0))
+    good = (video >= 0) & (map_row >= 0) & (len(key_N) > 0)
+    good[good] = key_N[row[good]] == key[good]
+    if modality == "face":
+        boxes = items.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+        good[good] = (boxes_N4[row[good]] == boxes[good]).all(axis=1)
+    return row[good], map_row[good], values
 
 
 def split_validation(

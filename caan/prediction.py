@@ -143,7 +143,7 @@ def encode_rows(
     for start in range(0, len(rows), max_frames):
         rows_BT = rows[None, start : start + max_frames]
         mask_BT = np.ones(rows_BT.shape, dtype=bool)
-        frames = gather_frames(videos, rows_BT, mask_BT, model.modalities)
+        frames = gather_frames(videos, rows_BT, mask_BT, model.modalities, model.map_shapes)
         frames = frames_to(frames, device)
         if without is not None:
             frames = blinded(model, frames, without)
@@ -179,6 +179,17 @@ def check_dimensions(model: Head, videos: PackedVideos) -> None:
             raise InputError(
                 f"the model takes {modality} vectors of {wanted} numbers, and these features have "
                 f"{found}: they come from another backbone"
+            )
+    for modality, shape in model.map_shapes.items():
+        if modality not in videos.maps:
+            raise InputError(
+                f"the model reads pool5 maps of the {modality}, and these features have none: "
+                f"extract them with `--pool5 {modality}`, or take a model that scores from fc6"
+            )
+        if (found_shape := videos.maps[modality].shape[1:]) != tuple(shape):
+            raise InputError(
+                f"the model takes pool5 maps of {shape}, and these features have {found_shape}: "
+                "they come from another backbone"
             )
 
 

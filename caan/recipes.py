@@ -29,6 +29,10 @@ RECIPES: dict[str, Recipe] = {
     "caan_face": Recipe(model=ModelConfig(modality="face", scorer_depth=1)),
     "caan_context": Recipe(model=ModelConfig(modality="context")),
     "caan_paper": Recipe(model=ModelConfig(score_fn="raw"), train=TrainConfig(losses=_PAPER)),
+    "pool5_face": Recipe(
+        model=ModelConfig(name="pool5_attention", modality="face", scorer_depth=1)
+    ),
+    "pool5_context": Recipe(model=ModelConfig(name="pool5_attention", modality="context")),
     "faa": Recipe(model=ModelConfig(name="faa"), train=_BASELINE),
     "caa": Recipe(model=ModelConfig(name="caa"), train=_BASELINE),
     "ffaa": Recipe(model=ModelConfig(name="ffaa"), train=_BASELINE),
@@ -65,7 +69,7 @@ RECIPES: dict[str, Recipe] = {
 guard, frame softmax and triplet only, label by the frame classifier on R. All are trained alike but
 for their losses; QAN's own SGD settings (1e-3, 0.9, 2e-4) fine-tune a network and start none."""
 
-PRESETS = {"default": "caan", "paper": "caan_paper"}
+PRESETS = {"default": "caan", "paper": "caan_paper", "pool5_attention": "pool5_face"}
 
 
 def recipe(name: str, *, seed: int = 0) -> Recipe:

@@ -145,6 +145,7 @@ def fit(
     loader = MemoryLoader(
         train,
         modalities=model.modalities,
+        maps=model.map_shapes,
         batch_videos=config.batch_videos,
         num_frames=config.num_frames,
         sampling=config.sampling,

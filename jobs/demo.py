@@ -98,7 +98,12 @@ def _train_own(output: Path, manifest: str) -> int:
         )
     )
     return code or train.main(
-        train.Job(features=features, output=str(output / "model"), train=TrainConfig(epochs=15))
+        train.Job(
+            features=features,
+            output=str(output / "model"),
+            train=TrainConfig(epochs=15),
+            on_change="recompute",
+        )
     )
 
 

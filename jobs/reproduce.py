@@ -11,16 +11,18 @@ import dataclasses
 import logging
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import ray
 import torch
 
 from caan import comparison, config, on_ray, runs, storage, tables
-from caan.comparison import SYSTEMS, Trial
+from caan.comparison import FROM_POOL5, SYSTEMS, Trial
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
-from caan.packing import PackedVideos, pack_features
+from caan.packing import PackedVideos, add_maps, pack_features
 from caan.planning import check_manifest
 from caan.schema import label_set_of
 
@@ -49,13 +51,36 @@ class Job:
     """Share of the training videos held out for early stopping, unless there is a split `val`."""
     epochs: int = 0
     """Most epochs of the heads; 0: each recipe's own, ended early by its patience."""
+    pool5_gib: float = 8.0
+    """Most memory for pool5 maps, which the pool5 systems of Tables 2 and 3 read, in GiB."""
+    on_change: Literal["error", "recompute"] = "error"
+    """Of trials that are there and were made with other features, splits or options."""
 
 
-def read_data(job: Job) -> tuple[dict[str, PackedVideos], str]:
-    """Videos under the splits of each manifest (sharing one pack), and the features' fingerprint.
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is compared on."""
+
+    videos: PackedVideos
+    """All labelled videos, packed once, under the first division."""
+    splits_DV: dict[str, np.ndarray]
+    """The videos' splits by the name of the division."""
+    systems: tuple[str, ...]
+    """The systems asked for; if none were, all that these features allow."""
+    fingerprint: str
+    """The features' own."""
+
+    def under(self, division: str) -> PackedVideos:
+        """The videos under the splits of a division."""
+        return dataclasses.replace(self.videos, splits_V=self.splits_DV[division])
+
+
+def read_data(job: Job) -> Data:
+    """Videos with the splits of each manifest, and pool5 maps where a system needs them.
 
     Raises:
-        InputError: no finished features, no labels, manifests that disagree.
+        InputError: no finished features, no labels, manifests that disagree, no pool5 maps for a
+            system that was asked for.
     """
     run_file = storage.join(job.features, "run.json")
     if not storage.exists(run_file):
@@ -75,13 +100,42 @@ def read_data(job: Job) -> tuple[dict[str, PackedVideos], str]:
     if not labels:
         raise InputError(f"manifest `{uris[0]}` has no labels: there is nothing to compare.")
     columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
+    labelled = manifests[0].filter(pc.is_valid(manifests[0]["label"]))
     packed = pack_features(
-        runs.latest_segments(job.features, "features", columns), manifests[0], label_set_of(labels)
+        runs.latest_segments(job.features, "features", columns), labelled, label_set_of(labels)
     )
-    divisions = {}
-    for number, (uri, manifest) in enumerate(zip(uris, manifests, strict=True)):
-        divisions[f"split{number}"] = comparison.with_splits(packed, manifest, uri)
-    return divisions, record["fingerprint"]
+    shapes = {
+        name: shape
+        for name in ("face", "context")
+        if (shape := record.get("identity", {}).get(f"{name}_pool5_shape"))
+    }
+    systems = job.systems or tuple(
+        name for name in SYSTEMS if FROM_POOL5.get(name, "") in ("", *shapes)
+    )
+    needed = {FROM_POOL5[name] for name in systems if name in FROM_POOL5}
+    if missing := sorted(needed - shapes.keys()):
+        raise InputError(
+            f"the systems {', '.join(n for n in systems if FROM_POOL5.get(n) in missing)} need "
+            f"pool5 maps of the {' and the '.join(missing)}, and the features in `{job.features}` "
+            "have none: extract with `--pool5 both`, or leave these systems out."
+        )
+    if needed:
+        columns += [f"{name}_pool5" for name in sorted(needed)]
+        packed = add_maps(
+            packed,
+            runs.latest_segments(job.features, "features", columns),
+            {name: shapes[name] for name in sorted(needed)},
+            max_bytes=int(job.pool5_gib * 2**30),
+        )
+    return Data(
+        videos=packed,
+        splits_DV={
+            f"split{number}": comparison.with_splits(packed, manifest, uri).splits_V
+            for number, (uri, manifest) in enumerate(zip(uris, manifests, strict=True))
+        },
+        systems=systems,
+        fingerprint=record["fingerprint"],
+    )
 
 
 def _trial(trial: Trial, videos: PackedVideos, splits: np.ndarray, output: str, data: str) -> str:
@@ -98,33 +152,43 @@ def _trial(trial: Trial, videos: PackedVideos, splits: np.ndarray, output: str, 
 
 def main(job: Job) -> int:
     """Run the trials that are left and write the report; gives the exit code."""
-    divisions, features = read_data(job)
+    check_output(job.output)
+    data = read_data(job)
     trials = comparison.grid(
-        job.systems or tuple(SYSTEMS),
+        data.systems,
         job.seeds,
-        divisions,
+        data.splits_DV,
         train_split=job.train_split,
         test_split=job.test_split,
         validation_fraction=job.validation_fraction,
         epochs=job.epochs,
     )
     for trial in trials:
-        comparison.divided(divisions[trial.split], trial)
+        comparison.divided(data.under(trial.split), trial)
     storage.check_writable(job.output)
-    data = {name: comparison.data_fingerprint(v, features) for name, v in divisions.items()}
-    left = [t for t in trials if not comparison.is_done(job.output, t, data[t.split])]
+    prints = {
+        name: comparison.data_fingerprint(data.under(name), data.fingerprint)
+        for name in data.splits_DV
+    }
+    left = comparison.not_done(job.output, trials, prints, recompute=job.on_change == "recompute")
     logger.info("%d trials, %d of them done before", len(trials), len(trials) - len(left))
+    label_set, num_bytes = data.videos.label_set, data.videos.num_bytes
+    features = {"fingerprint": data.fingerprint, "num_bytes": num_bytes}
+    logger.info("%.2f GB of features, held once per node", data.videos.num_bytes / 1e9)
     if left:
-        _run(left, divisions, job.output, data)
-    first = next(iter(divisions.values()))
+        on_ray.start()
+        shared = ray.put(data.videos)
+        splits_DV = data.splits_DV
+        del data  # the workers read the object store's copy; a second one would only take memory
+        _run(left, shared, splits_DV, job.output, prints)
     results = comparison.read_results(job.output, trials)
-    tables.write_report(job.output, results, first.label_set)
+    tables.write_report(job.output, results, label_set)
     storage.write_json(
         storage.join(job.output, "run.json"),
         {
             "job": "reproduce",
             "config": config.to_dict(job),
-            "features": {"fingerprint": features},
+            "features": features,
             "num_trials": len(trials),
             "versions": runs.versions(),
         },
@@ -133,16 +197,32 @@ def main(job: Job) -> int:
     return 0
 
 
+def check_output(output: str) -> None:
+    """Refuse a folder that holds another job's output.
+
+    Raises:
+        InputError: it does.
+    """
+    run_file = storage.join(output, "run.json")
+    other = storage.read_json(run_file).get("job") if storage.exists(run_file) else "reproduce"
+    if other != "reproduce":
+        raise InputError(
+            f"`{output}` holds the output of jobs.{other}: choose another --output for the tables."
+        )
+
+
 def _run(
-    trials: list[Trial], divisions: dict[str, PackedVideos], output: str, data: dict[str, str]
+    trials: list[Trial],
+    shared: ray.ObjectRef,
+    splits_DV: dict[str, np.ndarray],
+    output: str,
+    data: dict[str, str],
 ) -> None:
-    on_ray.start()
     # An embedded Ray has more CPU slots than cores; a trial takes a whole core.
     slots = float(ray.cluster_resources().get("CPU", 1)) / on_ray.physical_cpus()
     task = ray.remote(num_cpus=max(1, int(slots)))(_trial)
-    shared = ray.put(next(iter(divisions.values())))
     waiting = [
-        task.remote(trial, shared, divisions[trial.split].splits_V, output, data[trial.split])
+        task.remote(trial, shared, splits_DV[trial.split], output, data[trial.split])
         for trial in trials
     ]
     num_done = 0

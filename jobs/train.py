@@ -26,13 +26,15 @@ import torch
 
 from caan import checkpoint, config, on_ray, recipes, runs, storage
 from caan.checkpoint import LoadedModel, ModelInfo
+from caan.comparison import fitted
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
+from caan.loading import check_classes
 from caan.models.build import ModelConfig, build_model
 from caan.models.frames import Head
 from caan.models.growth import grow_from
-from caan.packing import PackedVideos, pack_features, split_validation
+from caan.packing import PackedVideos, add_maps, pack_features, split_validation
 from caan.planning import check_manifest
 from caan.schema import label_set_of
 from caan.training import FitResult, TrainConfig, fit
@@ -69,6 +71,10 @@ class Job:
     """Folder for the training state, local (shared by all nodes) or s3://; empty: none is kept."""
     max_failures: int = 3
     """Lost workers that a run with --storage-path survives; -1: any number."""
+    on_change: Literal["error", "recompute"] = "error"
+    """When the model in --output was trained on other data or with other options."""
+    pool5_gib: float = 8.0
+    """Most memory for pool5 maps, which model pool5_attention reads, in GiB."""
     seed: int = 0
     """Seed of initial weights, batches and the validation part."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -120,6 +126,8 @@ def read_data(job: Job) -> Data:
         label_set_of(labels),
         no_face=record["config"]["no_face"],
     )
+    if job.model.name == "pool5_attention":
+        packed = _with_maps(job, packed, record, columns)
     train = packed.split(job.split) if (packed.splits_V != "").any() else packed
     if (packed.splits_V == "val").any() and job.split != "val":
         validation = packed.split("val").usable()
@@ -131,6 +139,7 @@ def read_data(job: Job) -> Data:
             f"no video of split `{job.split}` has both a label and a face: there is nothing to "
             "train on."
         )
+    check_classes(np.bincount(train.labels_V, minlength=len(train.label_set)), train.label_set)
     if job.shuffle_labels:
         rng = np.random.default_rng(job.seed)
         train = dataclasses.replace(train, labels_V=rng.permutation(train.labels_V))
@@ -146,6 +155,25 @@ def check_context(data: Data, model: ModelConfig) -> None:
     if data.record["face_crops"]:
         head = build_model(model, face_dim=4, context_dim=4, num_emotions=2)
         require_context(data.record["face_crops"], head.modalities)
+
+
+def _with_maps(
+    job: Job, packed: PackedVideos, record: dict[str, Any], columns: list[str]
+) -> PackedVideos:
+    modality = configs_of(job)[0].modality
+    shape = record["identity"].get(f"{modality}_pool5_shape")
+    if shape is None:
+        raise InputError(
+            f"--model.name pool5_attention needs pool5 maps of the {modality}, and the features in "
+            f"`{job.features}` have none: extract with `--pool5 {modality}`, or train `caan` with "
+            f"`--model.modality {modality}`, which scores from fc6."
+        )
+    return add_maps(
+        packed,
+        runs.latest_segments(job.features, "features", [*columns, f"{modality}_pool5"]),
+        {modality: shape},
+        max_bytes=int(job.pool5_gib * 2**30),
+    )
 
 
 def configs_of(job: Job) -> tuple[ModelConfig, TrainConfig]:
@@ -270,6 +298,7 @@ def main(job: Job) -> int:
     check_context(data, model)
     if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
         model = dataclasses.replace(model, null_face=True)
+    model = fitted(model, data.train)
     logger.info(
         "%d training and %d validation videos of %s; face %d-d, context %d-d",
         len(data.train),
@@ -279,9 +308,38 @@ def main(job: Job) -> int:
         data.train.context_dim,
     )
     init = read_init(job.init, data, model) if job.init else None
+    if is_trained(job, run_name(data, model, train, init)):
+        logger.info("%s holds the model of this very run: nothing to do", job.output)
+        return 0
     on_ray.start()
     train_model(job, data, model, train, init=init)
     return 0
+
+
+def is_trained(job: Job, name: str) -> bool:
+    """Whether the output holds the model of the run of this name.
+
+    Raises:
+        InputError: it holds another job's output, or another model that is not to be replaced.
+    """
+    run_file = storage.join(job.output, "run.json")
+    if storage.exists(run_file):
+        found = storage.read_json(run_file)
+        if found.get("job") != "train":
+            raise InputError(
+                f"`{job.output}` holds the output of jobs.{found.get('job')}: choose another "
+                "--output for the model."
+            )
+        if found.get("run") == name:
+            return True
+    elif not storage.exists(storage.join(job.output, checkpoint.CONFIG_FILE)):
+        return False
+    if job.on_change == "error":
+        raise InputError(
+            f"`{job.output}` holds a model of other features, labels or options: choose another "
+            "--output, or replace it with `--on-change recompute`."
+        )
+    return False
 
 
 def train_model(
@@ -330,7 +388,8 @@ def train_model(
         if result.checkpoint is None:
             raise RuntimeError("training ended without a model")
         with result.checkpoint.as_directory() as folder:
-            _publish(Path(folder) / "model", job, data, result)
+            name = run_name(data, model, train, init)
+            _publish(Path(folder) / "model", job, data, name)
 
 
 def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None) -> str:
@@ -387,12 +446,13 @@ def _build(data: Data, model: ModelConfig, seed: int, source: LoadedModel | None
     return head
 
 
-def _publish(folder: Path, job: Job, data: Data, result: Any) -> None:
+def _publish(folder: Path, job: Job, data: Data, name: str) -> None:
     info, model_id = checkpoint.read_info(folder)
     storage.write_json(
         str(folder / "run.json"),
         {
             "job": "train",
+            "run": name,
             "config": config.to_dict(job),
             "fingerprint": info.fingerprint,
             "model_id": model_id,

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from stored_features import segment_row, write_features
 
-from caan import comparison, on_ray, schema, storage, tables
+from caan import comparison, on_ray, storage, tables
 from caan.comparison import SYSTEMS, Trial
 from caan.errors import InputError
 from caan.packing import PackedVideos
@@ -123,39 +124,38 @@ def running_ray() -> Iterator[None]:
 def test_the_job_compares_resumes_and_shares_features(
     videos: PackedVideos, running_ray: None, tmp_path: Path
 ) -> None:
-    features, output = tmp_path / "features", tmp_path / "report"
+    output, shape = tmp_path / "report", (3, 2, 2)
     rows, segments = [], []
     for number in range(len(videos)):
         name, span = f"v{number}", videos.rows_of(number)
         split, label = str(videos.splits_V[number]), LABELS[videos.labels_V[number]]
         rows.append({"video_id": name, "uri": f"{name}.mp4", "label": label, "split": split})
-        pts = [index / 2 for index in range(span.stop - span.start)]
-        frames = [
-            {"frame_index": i, "pts_seconds": t, "context_vector": videos.context_NE[span][i]}
-            for i, t in enumerate(pts)
-        ]
-        faces = [
-            {"frame_index": i, "box": [0, 0, 9, 9], "score": 1, "face_vector": v}
-            for i, v in enumerate(videos.face_ND[span])
-        ]
-        segment = {"segment_id": f"{name}-00000000", "video_id": name, "status": "ok"}
-        segments.append({**segment, "attempt": 0, "frames": frames, "faces": faces})
-    storage.write_table(
-        schema.table_of(rows, schema.MANIFEST_SCHEMA), features / "manifest.parquet"
+        face_ND = videos.face_ND[span]
+        maps = {"face": face_ND[:, :12].reshape(-1, *shape)}
+        segments.append(segment_row(name, face_ND, videos.context_NE[span], maps))
+    features = write_features(
+        tmp_path / "features",
+        rows,
+        segments,
+        face_dim=DIM,
+        context_dim=DIM,
+        map_shapes={"face": shape},
     )
-    storage.write_table(
-        schema.table_of(segments, schema.features_schema(DIM, DIM)),
-        features / "features" / "shard=00000" / "attempt=0" / "part.parquet",
-    )
-    record = {"job": "extract", "is_complete": True, "fingerprint": "f"}
-    storage.write_json(features / "run.json", record)
+    systems = ("caan", "faa", "pool5_face")
     job = reproduce.Job(
-        features=str(features), output=str(output), systems=("caan", "faa"), seeds=(0,), epochs=2
+        features=features, output=str(output), systems=systems, seeds=(0,), epochs=2
     )
     assert reproduce.main(job) == 0
     before = {file.uri: file.etag for file in storage.list_files(str(output / "trials"))}
-    assert len(before) == 4
+    assert len(before) == 6
+    assert "Face from pool5, 1CF" in (output / "table2.csv").read_text()
     assert reproduce.main(job) == 0
     assert {f.uri: f.etag for f in storage.list_files(str(output / "trials"))} == before
     with pytest.raises(InputError, match="nowhere"):
         reproduce.main(replace(job, test_split="nowhere"))
+    fewer = replace(job, systems=("faa",), epochs=1)
+    with pytest.raises(InputError, match="1 of these 1 trials from other features"):
+        reproduce.main(fewer)
+    assert reproduce.main(replace(fewer, on_change="recompute")) == 0
+    every = reproduce.read_data(replace(job, systems=())).systems
+    assert set(every) == {name for name in SYSTEMS if not name.startswith("pool5_context")}

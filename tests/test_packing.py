@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caan.errors import InputError
-from caan.packing import pack_features, split_validation
+from caan.packing import add_maps, pack_features, split_validation
 from caan.schema import EMOTIONS, MANIFEST_SCHEMA, features_schema, table_of
 
 SCHEMA = features_schema(4, 3)
@@ -91,6 +91,47 @@ def test_frames_without_a_face_stay_when_asked_for():
     assert packed.has_face_N.tolist() == [True, True, False, True, True, True]
     assert packed.face_ND[2].tolist() == [0, 0, 0, 0]
     assert packed.context_NE[2, 0] == 6
+
+
+def map_of(value):
+    return np.full(8, value, dtype=np.float16)
+
+
+def with_maps(row):
+    """Maps whose numbers are those of their vectors; null where the vector is."""
+    contexts = [frame["context_vector"] for frame in row.get("frames", ())]
+    return row | {
+        "face_pool5": [map_of(face["face_vector"][0]) for face in row.get("faces", ())],
+        "context_pool5": [None if v is None else map_of(v[0]) for v in contexts],
+    }
+
+
+MAP_SCHEMA = features_schema(4, 3, face_pool5=8, context_pool5=8)
+MAP_SHAPES = {"face": (2, 2, 2), "context": [2, 2, 2]}
+
+
+@pytest.mark.parametrize("no_face", ["drop", "context_only"])
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_pool5_maps_lie_beside_the_vectors_of_their_frames(no_face, cut):
+    packed = pack_features([features(*ROWS)], MANIFEST, EMOTIONS, no_face=no_face)
+    table = table_of([with_maps(row) for row in ROWS], MAP_SCHEMA)
+    tables = [table.slice(start, cut) for start in range(0, len(ROWS), cut)]
+    found = add_maps(packed, tables, MAP_SHAPES).maps
+    assert found["face"].shape == found["context"].shape == (len(packed.face_ND), 2, 2, 2)
+    np.testing.assert_array_equal(found["face"][:, 1, 0, 1], packed.face_ND[:, 0])
+    np.testing.assert_array_equal(found["context"][:, 0, 1, 1], packed.context_NE[:, 0])
+    assert found["face"].dtype == np.float16
+
+
+def test_maps_that_are_missing_or_too_large_are_named():
+    packed = pack_features([features(*ROWS)], MANIFEST, EMOTIONS)
+    table = table_of([with_maps(row) for row in ROWS], MAP_SCHEMA)
+    with pytest.raises(InputError, match="--pool5 face"):
+        add_maps(packed, [features(*ROWS)], {"face": (2, 2, 2)})
+    with pytest.raises(InputError, match="--pool5 context"):
+        add_maps(packed, [table.slice(1)], {"context": (2, 2, 2)})
+    with pytest.raises(InputError, match="5 frames take"):
+        add_maps(packed, [table], MAP_SHAPES, max_bytes=100)
 
 
 def test_the_marked_face_goes_before_the_largest():

@@ -4,6 +4,7 @@ Shape legend of `caan.models`: B videos, T frames (padded), D face vector, E con
 F frame feature g (paper eq. 2), R video feature (paper eq. 4), K emotions, C H W pool5 maps.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +108,8 @@ class Head(nn.Module):
     keeps_order = False
     trains_frames = True
     """Whether frame logits have a branch that a frame loss can train."""
+    map_shapes: Mapping[str, tuple[int, int, int]] = {}
+    """Modalities whose pool5 maps the head reads, with channels, height and width."""
 
     def __init__(
         self,

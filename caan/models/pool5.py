@@ -47,6 +47,7 @@ class PoolFiveAttention(Head):
         self.score_fn = one_of("score_fn", score_fn, SCORE_FUNCTIONS)
         self.score_temperature = score_temperature
         self.dropout = nn.Dropout(dropout)
+        self.map_shapes = {modality: pool5_shape}
         channels, height, width = pool5_shape
         layers: list[nn.Module] = [nn.GroupNorm(1, channels)]
         for size in CHANNELS[:scorer_depth]:
