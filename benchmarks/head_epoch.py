@@ -7,6 +7,7 @@ CPU seconds, as other load disturbs them less. Recorded in head_epoch.txt.
 
 import argparse
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from caan.recipes import RECIPES, Recipe
 from caan.training import fit
 
 DIM, STORED, CLASSES = 4096, 16, 7
+POOL5 = (512, 7, 7)
 
 
 def synthetic_videos(num_videos: int) -> PackedVideos:
@@ -57,6 +59,14 @@ def synthetic_videos(num_videos: int) -> PackedVideos:
         splits_V=np.array([""] * num_videos),
         label_set=tuple("abcdefg"),
     )
+
+
+def with_maps(videos: PackedVideos, modalities: Iterable[str]) -> PackedVideos:
+    """The videos with pool5 maps of VGG's size that say nothing: 50 KB a frame and modality."""
+    rng = np.random.default_rng(1)
+    some = np.maximum(rng.standard_normal((512, *POOL5), np.float32), 0).astype(np.float16)
+    number = np.arange(len(videos.pts_seconds_N)) % len(some)
+    return replace(videos, maps={name: some[number] for name in modalities})
 
 
 def head_of(recipe: Recipe) -> Head:
@@ -124,7 +134,9 @@ def main() -> None:
     print(f"plain loop {np.median(plain):.2f} s, fit {np.median(ours):.2f} s,", end=" ")
     print(f"ratio {np.median(ours) / np.median(plain):.3f}", flush=True)
     for name, recipe in RECIPES.items():
-        print(f"{name}: {np.median(fit_epochs(videos, recipe, 3)):.2f} s", flush=True)
+        needed = [recipe.model.modality] if recipe.model.name == "pool5_attention" else []
+        seconds = np.median(fit_epochs(with_maps(videos, needed), recipe, 3))
+        print(f"{name}: {seconds:.2f} s", flush=True)
     for name, encoder in CLASSICAL_MODELS.items():
         started = time.process_time()
         encoder().fit(videos).evidence(videos)

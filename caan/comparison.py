@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from caan import config, metrics, storage
 from caan.errors import InputError
 from caan.loading import check_classes
 from caan.models.build import ModelConfig, build_model
-from caan.models.classical import CLASSICAL_MODELS
+from caan.models.classical import CLASSICAL_MODELS, EncoderConfig, build_encoder
 from caan.packing import PackedVideos, split_validation
 from caan.prediction import RULES, predict
 from caan.recipes import RECIPES, Recipe
@@ -81,6 +81,8 @@ class Trial:
     """Split that is scored, and never learned from."""
     validation_fraction: float = 0.15
     """Share of the training videos held out, where the manifest has no split `val`."""
+    encoders: EncoderConfig = field(default_factory=EncoderConfig)
+    """Options of a classical encoder."""
 
     @property
     def name(self) -> str:
@@ -89,8 +91,11 @@ class Trial:
 
     def fingerprint(self, data: str) -> str:
         """Changes with whatever could change the result; `data` names features and split."""
-        options = self.recipe if isinstance(self.recipe, str) else config.to_dict(self.recipe)
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        encoders = own.pop("encoders")
+        options: Any = [self.recipe, config.to_dict(encoders)]
+        if not isinstance(self.recipe, str):
+            options = config.to_dict(self.recipe)
         return config.fingerprint({**own, "recipe": options, "data": data})
 
 
@@ -103,6 +108,7 @@ def grid(
     test_split: str = "test",
     validation_fraction: float = 0.15,
     epochs: int = 0,
+    encoders: EncoderConfig | None = None,
 ) -> list[Trial]:
     """All trials; `epochs` above 0 replaces the recipes' greatest number of epochs.
 
@@ -132,6 +138,7 @@ def grid(
                         train_split=train_split,
                         test_split=test_split,
                         validation_fraction=validation_fraction,
+                        encoders=encoders or EncoderConfig(),
                     )
                 )
     return trials
@@ -210,7 +217,7 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
     evidence: dict[str, np.ndarray] = {}
     if isinstance(trial.recipe, str):
         # An encoder selects nothing on validation videos.
-        model = CLASSICAL_MODELS[trial.recipe](seed=trial.seed).fit(train)
+        model = build_encoder(trial.recipe, trial.encoders, seed=trial.seed).fit(train)
         evidence[CLASSICAL_RULE] = model.evidence(test)
         main = CLASSICAL_RULE
     else:

@@ -10,7 +10,7 @@ s1.parquet ... Each finished trial is a file under trials/; the same command aga
 import dataclasses
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from caan import comparison, config, on_ray, runs, storage, tables
 from caan.comparison import FROM_POOL5, SYSTEMS, Trial
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
+from caan.models.classical import EncoderConfig
 from caan.packing import PackedVideos, add_maps, pack_features
 from caan.planning import check_manifest
 from caan.schema import label_set_of
@@ -51,6 +52,8 @@ class Job:
     """Share of the training videos held out for early stopping, unless there is a split `val`."""
     epochs: int = 0
     """Most epochs of the heads; 0: each recipe's own, ended early by its patience."""
+    encoders: EncoderConfig = field(default_factory=EncoderConfig)
+    """Options of the encoders of Table 6."""
     pool5_gib: float = 8.0
     """Most memory for pool5 maps, which the pool5 systems of Tables 2 and 3 read, in GiB."""
     on_change: Literal["error", "recompute"] = "error"
@@ -162,6 +165,7 @@ def main(job: Job) -> int:
         test_split=job.test_split,
         validation_fraction=job.validation_fraction,
         epochs=job.epochs,
+        encoders=job.encoders,
     )
     for trial in trials:
         comparison.divided(data.under(trial.split), trial)

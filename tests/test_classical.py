@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from caan.errors import InputError
-from caan.models.classical import CLASSICAL_MODELS, ConceptSelection, KernelizedFeatures
+from caan.models.classical import (
+    CLASSICAL_MODELS,
+    ConceptSelection,
+    EncoderConfig,
+    KernelizedFeatures,
+    build_encoder,
+)
 from caan.packing import PackedVideos
 
 DIM, CLASSES = 40, 4
@@ -48,6 +54,13 @@ def test_encoders_beat_chance_clearly(name, modality):
     assert (evidence_VK.argmax(axis=1) == test.labels_V).mean() > 0.6
     alone = model.evidence(test.select([5]))
     np.testing.assert_allclose(alone[0], evidence_VK[5], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLASSICAL_MODELS)
+def test_the_options_of_the_encoders_reach_them_and_keep_their_defaults(name):
+    assert vars(build_encoder(name, EncoderConfig())) == vars(CLASSICAL_MODELS[name]())
+    changed = build_encoder(name, EncoderConfig(modality="face", svm_c=2.0), seed=3)
+    assert (changed.modalities, changed.svm_c, changed.seed) == (("face",), 2.0, 3)
 
 
 def test_sparse_representation_classifies_too():

@@ -249,6 +249,34 @@ def test_a_model_of_one_modality_says_nothing_of_the_context():
     assert (label["label_without_context"], label["context_effect"]) == (None, None)
 
 
+@pytest.mark.parametrize("modality", ["face", "context"])
+def test_a_model_that_scores_from_pool5_labels_with_its_maps(modality):
+    sizes = {"modality": modality, "feature_size": FEATURE_SIZE, "pool5_shape": (2, 2, 2)}
+    model = model_of(name="pool5_attention", **sizes)
+    plain = features_of("v", 7)
+    rng, rows, maps = np.random.default_rng(5), plain.to_pylist(), []
+    for row in rows:
+        items = row["faces"] if modality == "face" else row["frames"]
+        given = [item.get("context_vector", 1) is not None for item in items]
+        row[f"{modality}_pool5"] = [rng.normal(size=8) if there else None for there in given]
+        maps += [m for m in row[f"{modality}_pool5"] if m is not None]
+    features = table_of(rows, features_schema(FACE_DIM, CONTEXT_DIM, **{f"{modality}_pool5": 8}))
+    (label,) = pooled(features, model).labels.to_pylist()
+    face = [f["face_vector"] for r in rows for f in r["faces"]]
+    context = [f["context_vector"] for r in rows for f in r["frames"] if f["context_vector"]]
+    maps_BTCHW = torch.from_numpy(np.array(maps)).half().reshape(1, 15, 2, 2, 2)
+    batch = FrameBatch(
+        torch.tensor(face)[None],
+        torch.tensor(context)[None],
+        torch.ones(1, 15, dtype=bool),
+        **{f"{modality}_pool5_BTCHW": maps_BTCHW},
+    )
+    with torch.inference_mode():
+        expected = torch.softmax(model.head(batch).video_logits_BK / 0.7, dim=1)[0]
+    got = [value for _, value in label["probabilities"]]
+    assert got == pytest.approx(expected.tolist(), abs=1e-3)
+
+
 def test_a_label_equals_the_head_on_all_frames_at_once():
     model = model_of()
     features = features_of("v", 7)
