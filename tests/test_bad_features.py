@@ -10,7 +10,9 @@ from stored_features import segment_row, write_features
 
 from caan import on_ray, storage
 from caan.checkpoint import CONFIG_FILE
+from caan.comparison import fitted
 from caan.errors import InputError
+from caan.models import ModelConfig
 from caan.schema import features_schema, table_of
 from jobs import reproduce, train
 
@@ -108,6 +110,16 @@ def test_pool5_maps_that_are_missing_or_too_many(
     both = features_in(tmp_path / "context", GOOD, {"context": (2, 3, 3)})
     error = said(job, capsys, both, *options, "--pool5-gib", "1e-7")
     assert "pool5 maps of 32 frames take" in error
+
+
+def test_training_reads_the_maps_that_its_model_needs_and_no_others(tmp_path: Path) -> None:
+    features = features_in(tmp_path / "features", GOOD, {"face": (2, 3, 3), "context": (3, 1, 1)})
+    model = ModelConfig(name="pool5_attention", modality="context")
+    job = train.Job(features=features, output="unused", model=model)
+    videos = train.read_data(job).train
+    assert {name: maps.shape for name, maps in videos.maps.items()} == {"context": (32, 3, 1, 1)}
+    assert fitted(train.configs_of(job)[0], videos).pool5_shape == (3, 1, 1)
+    assert not train.read_data(replace(job, model=ModelConfig())).train.maps
 
 
 def test_unfinished_features_and_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import ray
 from stored_features import segment_row, write_features
 
-from caan import comparison, on_ray, storage, tables
+from caan import comparison, on_ray, schema, storage, tables
 from caan.comparison import SYSTEMS, Trial
 from caan.errors import InputError
 from caan.packing import PackedVideos
@@ -157,5 +157,16 @@ def test_the_job_compares_resumes_and_shares_features(
     with pytest.raises(InputError, match="1 of these 1 trials from other features"):
         reproduce.main(fewer)
     assert reproduce.main(replace(fewer, on_change="recompute")) == 0
+    turned = {"train": "test", "test": "train"}
+    other = [row | {"split": turned[row["split"]]} for row in rows]
+    other_uri = str(tmp_path / "other.parquet")
+    storage.write_table(schema.table_of(other, schema.MANIFEST_SCHEMA), other_uri)
+    two = (f"{features}/manifest.parquet", other_uri)
+    divided = replace(fewer, output=str(tmp_path / "two"), manifest=two)
+    assert reproduce.main(divided) == 0
+    assert "2 division(s)" in (tmp_path / "two" / "report.md").read_text()
+    tested = [storage.read_table(f.uri) for f in storage.list_files(f"{divided.output}/trials")
+              if f.uri.endswith(".parquet")]  # fmt: skip
+    assert sorted(table.num_rows for table in tested) == [30, 60]
     every = reproduce.read_data(replace(job, systems=())).systems
     assert set(every) == {name for name in SYSTEMS if not name.startswith("pool5_context")}

@@ -1,5 +1,6 @@
 """The jobs as a user runs them: one chain on S3, the command lines, and bad input."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -126,9 +127,13 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     model = f"{bucket}/model"
     settings = train.TrainConfig(epochs=12, learning_rate=1e-3, batch_videos=8)
     features = f"{bucket}/features"
-    assert (
-        train.main(train.Job(features=features, output=model, init="starter", train=settings)) == 0
-    )
+    training = train.Job(features=features, output=model, init="starter", train=settings)
+    assert train.main(training) == 0
+    etag = storage.stat(f"{model}/model.safetensors").etag
+    assert train.main(training) == 0  # again: nothing to do
+    assert storage.stat(f"{model}/model.safetensors").etag == etag
+    with pytest.raises(InputError, match="--on-change recompute"):
+        train.main(dataclasses.replace(training, seed=1))
 
     labels = f"{bucket}/labels"
     assert label.main(label.Job(manifest=manifest, model=model, output=labels)) == 0
@@ -138,6 +143,8 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     assert set(by_id) == set(ids.values())
     right = [by_id[row["video_id"]]["label"] == row["label"] for row in rows if row["width"]]
     assert np.mean(right) >= 0.75
+    told = found.filter(pc.is_valid(found["label"]))
+    assert not told["label_without_context"].null_count  # the model looks at the context
     scores = storage.read_table(f"{labels}/frame_scores")
     assert scores.schema.equals(schema.FRAME_SCORES_SCHEMA)
     for video_id in {row["video_id"] for row in scores.to_pylist()}:
