@@ -207,6 +207,9 @@ def fitted(model: ModelConfig, videos: PackedVideos) -> ModelConfig:
 def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Table]:
     """Train and score one system: its figures, and a row per test video with every rule's label.
 
+    `without_context` is the label with the context replaced by its training mean, null for a system
+    that does not look at both. A video without frames has the label -1.
+
     Raises:
         InputError: as `divided` and `fit`.
     """
@@ -215,6 +218,7 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
     seen = test.counts_V > 0
     record: dict[str, Any] = {"epochs_run": 0, "best_epoch": 0, "context_changed_labels": None}
     evidence: dict[str, np.ndarray] = {}
+    without_context = pa.nulls(len(test), pa.int64())
     if isinstance(trial.recipe, str):
         # An encoder selects nothing on validation videos.
         model = build_encoder(trial.recipe, trial.encoders, seed=trial.seed).fit(train)
@@ -237,8 +241,10 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
         record["validation"] = result.metrics
         if head.modalities == ("face", "context") and seen.any():
             blind = predict(head, test, centroids_KR=result.centroids_KR, without="context")
-            changed = blind.evidence_VK[main].argmax(1) != evidence[main].argmax(1)
+            blind_V = blind.evidence_VK[main].argmax(1)
+            changed = blind_V != evidence[main].argmax(1)
             record["context_changed_labels"] = float(changed[seen].mean())
+            without_context = pa.array(np.where(seen, blind_V, -1), pa.int64())
     labels = {rule: np.where(seen, e.argmax(axis=1), -1) for rule, e in evidence.items()}
     rules = {}
     for rule, predicted_V in labels.items():
@@ -265,6 +271,7 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
             "video_id": pa.array(test.video_ids_V.tolist(), pa.string()),
             "truth": pa.array(test.labels_V, pa.int64()),
             **{rule: pa.array(numbers, pa.int64()) for rule, numbers in labels.items()},
+            "without_context": without_context,
         }
     )
     return record, table
