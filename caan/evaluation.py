@@ -1,5 +1,6 @@
 """Labels laid beside the manifest: who was labelled, how it went, and how often it is right."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from caan import metrics
 from caan.errors import InputError
-from caan.schema import LABEL_SETS, canonical_emotion, label_set_of
+from caan.schema import LABEL_SETS, UNCERTAIN, canonical_emotion, label_set_of
 
 NO_LABEL = "no label"
 """What the report calls a video without a predicted emotion."""
@@ -18,8 +19,8 @@ NO_LABEL = "no label"
 NOT_LABELLED = "not_labelled"
 """Status in the report of a manifest row for which the labels have no row at all."""
 
-UNCERTAIN = "uncertain"
-"""Label of a video whose confidence was below the limit asked for: counts as no label."""
+LIMITS = tuple(round(0.05 * i, 2) for i in range(20))
+"""Values of --abstain-below for which a report says what they would give."""
 
 SLICES = ("split", "gender", "age_range")
 """Manifest columns by whose values accuracy is also given."""
@@ -51,6 +52,19 @@ class EvaluatedVideo:
     def status(self) -> str:
         """Status of the scored row."""
         return self.scored["status"] or "ok" if self.scored else NOT_LABELLED
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether a label was withheld because of its low confidence."""
+        return self.scored is not None and self.scored["label"] == UNCERTAIN
+
+    @property
+    def guess(self) -> str | None:
+        """The predicted emotion, or of an uncertain video the one that was withheld."""
+        if self.scored is None or not self.is_uncertain:
+            return self.predicted
+        probabilities = self.scored["probabilities"]
+        return max(probabilities, key=probabilities.__getitem__) if probabilities else None
 
     @property
     def right(self) -> bool:
@@ -192,28 +206,47 @@ def score(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> dict[str
     """All figures of a report as plain JSON values.
 
     `all_videos` counts a labelled video without a prediction as wrong, `predicted_videos` leaves it
-    out; both are absent when the manifest has no labels. Confidence is over all predictions.
+    out; both are absent when the manifest has no labels. Confidence is over all predictions,
+    calibration over those and the uncertain videos' withheld emotions.
     """
     predictions = [video for video in videos if video.predicted is not None]
-    counts = Counter(video.predicted or NO_LABEL for video in videos)
+    counts = Counter(
+        video.predicted or (UNCERTAIN if video.is_uncertain else NO_LABEL) for video in videos
+    )
     figures: dict[str, Any] = {
         "label_set": list(emotions),
         "num_videos": len(videos),
         "num_people": sum(len(video.people) for video in videos if video.predicted is not None),
         "statuses": dict(Counter(video.status for video in videos).most_common()),
-        "labels": {name: counts.get(name, 0) for name in (*emotions, NO_LABEL)},
+        "labels": {name: counts.get(name, 0) for name in (*emotions, UNCERTAIN, NO_LABEL)},
         "confidence": _spread(confidences(predictions)),
     }
     labelled = [video for video in videos if video.truth is not None]
     if not labelled:
         return figures
     matrix = matrix_of(labelled, emotions)
-    known = [video for video in labelled if video.predicted is not None]
+    decided = sum(video.predicted is not None for video in labelled)
+    figures["coverage"] = decided / len(labelled)
     figures["all_videos"] = metrics.summarise(matrix, emotions)
     figures["predicted_videos"] = metrics.summarise(matrix[:, : len(emotions)], emotions)
+    guessed = [video for video in labelled if video.guess is not None]
+    sure, right = confidences(guessed), [video.guess == video.truth for video in guessed]
     figures["expected_calibration_error"] = metrics.plain(
-        metrics.expected_calibration_error(confidences(known), [video.right for video in known])
+        metrics.expected_calibration_error(sure, right)
     )
+    figures["reliability"] = [
+        {name: metrics.plain(value) for name, value in dataclasses.asdict(part).items()}
+        for part in metrics.reliability(sure, right)
+    ]
+    figures["abstaining"] = [
+        {
+            "abstain_below": limit,
+            "coverage": num / len(labelled),
+            "accuracy": metrics.plain(accuracy),
+        }
+        for limit in LIMITS
+        for num, accuracy in [metrics.decided_accuracy(sure, right, limit)]
+    ]
     figures["slices"] = {}
     for column in SLICES:
         values = sorted({video.row[column] for video in labelled if video.row[column]})

@@ -16,8 +16,9 @@ from PIL import Image
 
 from caan import html_page, storage
 from caan.colours import EMOTION_COLOURS
-from caan.evaluation import NO_LABEL, UNCERTAIN, EvaluatedVideo, Row, context_told
+from caan.evaluation import NO_LABEL, EvaluatedVideo, Row, context_told
 from caan.plots import StripFrame
+from caan.schema import UNCERTAIN
 
 MAX_VIDEOS = 20_000
 """Videos that a page holds; about 400 bytes each, and a browser filters that many at once."""

@@ -17,7 +17,7 @@ from caan.checkpoint import LoadedModel, load_model
 from caan.extraction import ExtractionConfig, SegmentEmbedder, flat_list, vector_array
 from caan.faces import LONE_MIN_SCORES, LONE_SECONDS
 from caan.models.frames import EncodedFrames, FrameBatch, HeadOutput
-from caan.prediction import blinded, probabilities_of, video_evidence
+from caan.prediction import blinded, label_of, probabilities_of, video_evidence
 from caan.runs import video_status
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
@@ -225,8 +225,13 @@ class PooledVideos:
 
 
 @torch.inference_mode()
-def pool_videos(segment_scores: pa.Table, model: LoadedModel) -> PooledVideos:
-    """Labels of all videos whose segments these are; the order of the rows does not matter."""
+def pool_videos(
+    segment_scores: pa.Table, model: LoadedModel, *, abstain_below: float = 0.0
+) -> PooledVideos:
+    """Labels of all videos whose segments these are; the order of the rows does not matter.
+
+    A label of lower confidence than `abstain_below` is `uncertain`.
+    """
     order = np.argsort(np.array(segment_scores["segment_id"].to_pylist(), dtype=np.str_))
     table = segment_scores.take(pa.array(order))
     ids = table["video_id"].to_pylist()
@@ -235,7 +240,7 @@ def pool_videos(segment_scores: pa.Table, model: LoadedModel) -> PooledVideos:
     start = 0
     for row in range(1, len(ids) + 1):
         if row == len(ids) or ids[row] != ids[start]:
-            label, scores = _pool_one(table.slice(start, row - start), model)
+            label, scores = _pool_one(table.slice(start, row - start), model, abstain_below)
             labels.append(label)
             frame_scores += scores
             start = row
@@ -278,7 +283,7 @@ def without_false_faces(
 
 
 def _pool_one(
-    segments: pa.Table, model: LoadedModel
+    segments: pa.Table, model: LoadedModel, abstain_below: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     video_id = segments["video_id"][0].as_py()
     errors = [error for error in segments["error"].to_pylist() if error]
@@ -302,11 +307,10 @@ def _pool_one(
         label["status"] = "ok" if status == "no_face" else status
     emotions = model.info.label_set
     probabilities, weights, logits = judged(faces, model)
-    best = int(probabilities.argmax())
     label |= {
         "person_id": MAIN_PERSON,
-        "label": emotions[best],
-        "confidence": float(probabilities[best]),
+        "label": label_of(emotions, probabilities, abstain_below),
+        "confidence": float(probabilities.max()),
         "probabilities": _named(emotions, probabilities),
         **context_effect(faces, model, probabilities),
     }

@@ -124,6 +124,13 @@ def expected_calibration_error(
     return sum(b.num_videos * abs(b.accuracy - b.mean_confidence) for b in bins) / total
 
 
+def decided_accuracy(confidence: ArrayLike, right: ArrayLike, limit: float) -> tuple[int, float]:
+    """How many videos have at least this confidence, and the share of them that are right."""
+    confidence, right = np.asarray(confidence, np.float64), np.asarray(right, bool)
+    decided = confidence >= limit
+    return int(decided.sum()), _mean(right[decided].astype(np.float64))
+
+
 def mcnemar_exact(right_a: ArrayLike, right_b: ArrayLike) -> float:
     """Two-sided p-value that two sets of labels of the same videos differ in accuracy by chance.
 

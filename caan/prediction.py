@@ -1,5 +1,6 @@
 """From a head's output to probabilities of emotions, and a head over whole packed videos."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from caan.errors import InputError
 from caan.loading import gather_frames
 from caan.models.frames import EncodedFrames, FrameBatch, Head, HeadOutput
 from caan.packing import PackedVideos
+from caan.schema import UNCERTAIN
 
 RULES = ("head", "frames", "centroids")
 """head: the classifier on R; frames: mean of the frames' softmaxes, weighted by their emotion
@@ -42,6 +44,12 @@ class Predictions:
 def probabilities_of(evidence_BK: Tensor, temperature: float = 1.0) -> Tensor:
     """Softmax of evidence over temperature: [B, K]."""
     return torch.softmax(evidence_BK.float() / temperature, dim=-1)
+
+
+def label_of(emotions: Sequence[str], probabilities_K: np.ndarray, abstain_below: float) -> str:
+    """The most probable emotion, or `uncertain` where its probability is below the limit."""
+    best = int(probabilities_K.argmax())
+    return UNCERTAIN if probabilities_K[best] < abstain_below else emotions[best]
 
 
 def video_evidence(output: HeadOutput, rule: str, centroids_KR: Tensor | None = None) -> Tensor:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caan import evaluation, html_report, metrics, plots, storage
+from caan import evaluation, html_report, plots, storage
 from caan.evaluation import NO_LABEL, EvaluatedVideo, Row
 from caan.label_run import LabelRun
-from caan.schema import STATUSES
+from caan.metrics import ReliabilityBin
+from caan.schema import STATUSES, UNCERTAIN
 from caan.strips import StripConfig, StripMaker
 
 UNFINISHED = "the run of jobs.label was not complete when this was written; run it again."
@@ -87,24 +88,29 @@ def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[
     """Write the PNG plots that these figures allow, and name them under `figures["pictures"]`."""
     predictions = [video for video in videos if video.predicted is not None]
     pictures = {
-        "labels.png": plots.distribution_plot(figures["labels"]),
+        "labels.png": plots.distribution_plot(
+            {name: n for name, n in figures["labels"].items() if n or name != UNCERTAIN}
+        ),
         "confidence.png": plots.confidence_plot(evaluation.confidences(predictions)),
     }
     if "all_videos" in figures:
         summary = figures["all_videos"]
-        known = [video for video in predictions if video.truth is not None]
-        right = [video.right for video in known]
-        confidence = evaluation.confidences(known)
+        bins = [ReliabilityBin(**_filled(part)) for part in figures["reliability"]]
         matrix = np.array(summary["confusion_matrix"])
         pictures["confusion.png"] = plots.confusion_plot(matrix, summary["emotions"])
         pictures["per_emotion.png"] = plots.per_emotion_plot(summary["per_emotion"])
-        if known:
+        if figures["expected_calibration_error"] is not None:
             pictures["reliability.png"] = plots.reliability_plot(
-                metrics.reliability(confidence, right), figures["expected_calibration_error"]
+                bins, figures["expected_calibration_error"]
             )
     for name, content in pictures.items():
         storage.write_bytes(storage.join(output, name), content)
     figures["pictures"] = sorted(pictures)
+
+
+def _filled(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A reliability bin from its JSON values, which have None for nan."""
+    return {name: float("nan") if value is None else value for name, value in part.items()}
 
 
 def report_page(
@@ -283,7 +289,12 @@ def _accuracy_lines(figures: Mapping[str, Any]) -> list[str]:
         )
     lines.append("")
     if (error := figures["expected_calibration_error"]) is not None:
-        lines += [f"Expected calibration error: {error:.3f}.", ""]
+        lines += [
+            f"Expected calibration error: {error:.3f}, over all videos with probabilities, also "
+            "those whose label was withheld.",
+            "",
+        ]
+    lines += _abstaining_lines(figures)
     for name in ("confusion", "per_emotion", "reliability"):
         if f"{name}.png" in figures["pictures"]:
             lines += [f"![{name}]({name}.png)", ""]
@@ -300,6 +311,26 @@ def _accuracy_lines(figures: Mapping[str, Any]) -> list[str]:
             )
         lines.append("")
     return lines
+
+
+def _abstaining_lines(figures: Mapping[str, Any]) -> list[str]:
+    """What withholding unsure labels gives, at most a line for each coverage that occurs."""
+    lines = [
+        f"{_percent(figures['coverage'])} of the labelled videos have a label "
+        f"({figures['labels'][UNCERTAIN]} are `{UNCERTAIN}`). What other limits would give:",
+        "",
+        "| --abstain-below | videos with a label | accuracy among them |",
+        "|---:|---:|---:|",
+    ]
+    shown = None
+    for row in figures["abstaining"]:
+        if row["coverage"] != shown and row["accuracy"] is not None:
+            lines.append(
+                f"| {row['abstain_below']:.2f} | {_percent(row['coverage'])} | "
+                f"{_percent(row['accuracy'])} |"
+            )
+        shown = row["coverage"]
+    return [*lines, ""]
 
 
 def _percent(share: float | None) -> str:

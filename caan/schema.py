@@ -46,6 +46,10 @@ EMOTION_ALIASES = {
 }
 """Names that data sets use for the same emotion (DATASETS: one alias table)."""
 
+UNCERTAIN = "uncertain"
+"""Label of a person or window whose confidence is below `--abstain-below`; the probabilities stay,
+and every count takes it for no label."""
+
 STATUSES = {
     "ok": "labelled, or ready to be",
     "partial": "some segments of the video failed; what was read is used",

@@ -24,6 +24,7 @@ from caan.schema import (
     MANIFEST_SCHEMA,
     PLAN_SCHEMA,
     STATUSES,
+    UNCERTAIN,
     features_schema,
     segment_scores_schema,
 )
@@ -316,7 +317,7 @@ def _check_labels(
     mains: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     odd, foreign = [], []
-    label_set = set(record["label_set"])
+    label_set = {*record["label_set"], UNCERTAIN}
     for uri in runs.part_files(output, "labels"):
         table = _read(uri, findings)
         if table is None or not _has_schema(table, LABELS_SCHEMA, uri, findings):

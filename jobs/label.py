@@ -66,6 +66,9 @@ class Job:
     cascade: bool = False
     """Look at key frames first and sample only where one shows a face, or where they are rare: for
     archives that mostly show nobody. A face between two key frames without one is missed."""
+    abstain_below: float = 0.0
+    """Labels of lower confidence are `uncertain`; their probabilities stay. Another value costs no
+    new look at the videos."""
     retry_failed: bool = False
     """Do the videos again whose last try failed."""
     on_change: Literal["error", "recompute"] = "error"
@@ -132,6 +135,8 @@ def check_identities(identity: dict[str, Any], info: ModelInfo) -> None:
 
 def main(job: Job) -> int:
     """Label; gives the exit code."""
+    if not 0.0 <= job.abstain_below <= 1.0:
+        raise InputError(f"--abstain-below {job.abstain_below} is no confidence from 0 to 1.")
     folder = job.model or str(checkpoint.STARTER)
     if not job.model:
         logger.info("no --model given: using the starter model that comes with the package")
@@ -170,7 +175,7 @@ def main(job: Job) -> int:
         record["label_set"] = list(model.info.label_set)
         record["model_id"] = model.model_id
         record["model"] = storage.redact(job.model) or "starter"
-        pool(job.output, model_ref)
+        pool(job.output, model_ref, job.abstain_below)
     return run.finish(record, label_statuses(job.output))
 
 
@@ -193,7 +198,9 @@ def _unpack(files: dict[str, bytes], folder: str) -> None:
 
 
 @ray.remote(num_cpus=1)
-def pool_part(output: str, number: int, video_files: dict[str, list[str]], files: Any) -> int:
+def pool_part(
+    output: str, number: int, video_files: dict[str, list[str]], files: Any, abstain_below: float
+) -> int:
     """Second phase of some videos: read their segments, write their labels; gives the videos."""
     wanted = pa.array(sorted(video_files), pa.string())
     names = sorted({name for of_video in video_files.values() for name in of_video})
@@ -203,14 +210,14 @@ def pool_part(output: str, number: int, video_files: dict[str, list[str]], files
     with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
         _unpack(files, folder)
         model = checkpoint.load_model(folder)
-    pooled = labelling.pool_videos(pa.concat_tables(tables), model)
+    pooled = labelling.pool_videos(pa.concat_tables(tables), model, abstain_below=abstain_below)
     part = f"part-{number:05d}.parquet"
     storage.write_table(pooled.frame_scores, storage.join(output, "frame_scores", part))
     storage.write_table(pooled.labels, storage.join(output, "labels", part))
     return pooled.labels.num_rows
 
 
-def pool(output: str, model_ref: Any) -> None:
+def pool(output: str, model_ref: Any, abstain_below: float) -> None:
     """Second phase: labels and frame scores of every video, in parts of whole videos.
 
     Each part is a pure function of the first phase's rows and replaces its files as a whole, so a
@@ -232,7 +239,9 @@ def pool(output: str, model_ref: Any) -> None:
             size = 0
         parts[-1][video_id] = video_files[video_id]
         size += num_segments[video_id]
-    tasks = [pool_part.remote(output, n, part, model_ref) for n, part in enumerate(parts)]
+    tasks = [
+        pool_part.remote(output, n, part, model_ref, abstain_below) for n, part in enumerate(parts)
+    ]
     num_videos = sum(ray.get(tasks))
     for table in ("labels", "frame_scores"):
         for name in runs.part_files(output, table)[len(parts) :]:

@@ -289,3 +289,12 @@ def test_a_label_equals_the_head_on_all_frames_at_once():
         expected = torch.softmax(model.head(batch).video_logits_BK / 0.7, dim=1)[0]
     got = [value for _, value in label["probabilities"]]
     assert got == pytest.approx(expected.tolist(), abs=1e-3)  # g travels as float16
+
+
+def test_a_label_below_the_limit_is_uncertain_and_keeps_its_probabilities():
+    model = model_of()
+    scores = FrameScorer(model, "cpu")(features_of("v", 7))
+    (label,) = pool_videos(scores, model).labels.to_pylist()
+    for limit, expected in ((0.0, label["label"]), (label["confidence"] + 1e-4, "uncertain")):
+        (got,) = pool_videos(scores, model, abstain_below=limit).labels.to_pylist()
+        assert got == label | {"label": expected}

@@ -109,12 +109,28 @@ def test_every_manifest_row_is_accounted_for_and_missing_labels_count_both_ways(
     _, figures = built
     assert figures["statuses"] == {"ok": 3, "no_face": 1, "unreadable": 1, "not_labelled": 1}
     assert sum(figures["labels"].values()) == 6
-    assert figures["labels"]["no label"] == 4
+    assert (figures["labels"]["no label"], figures["labels"]["uncertain"]) == (3, 1)
     assert (figures["all_videos"]["num_right"], figures["all_videos"]["num_videos"]) == (1, 6)
     predicted = figures["predicted_videos"]
     assert (predicted["num_right"], predicted["num_videos"]) == (1, 2)
     assert figures["slices"]["split"]["train"]["accuracy"] == 1.0
     assert figures["label_set"] == list(EMOTIONS)
+
+
+def test_withheld_labels_count_for_coverage_and_calibration_but_not_as_decided(
+    built: tuple[Path, dict],
+) -> None:
+    folder, figures = built
+    assert figures["coverage"] == pytest.approx(2 / 6)
+    # joy 0.8 right, fear 0.8 wrong, and the withheld one: 0.3, its most probable emotion wrong
+    bins = {part["lower"]: part for part in figures["reliability"] if part["num_videos"]}
+    assert {lower: part["num_videos"] for lower, part in bins.items()} == {0.3: 1, 0.8: 2}
+    assert figures["expected_calibration_error"] == pytest.approx((0.3 + 2 * 0.3) / 3, abs=1e-6)
+    of_limit = {row["abstain_below"]: row for row in figures["abstaining"]}
+    assert of_limit[0.3]["coverage"] == pytest.approx(3 / 6)
+    assert of_limit[0.5] == {"abstain_below": 0.5, "coverage": 2 / 6, "accuracy": 0.5}
+    assert of_limit[0.95]["accuracy"] is None
+    assert "| 0.35 | 33.33% | 50.00% |" in (folder / "report.md").read_text()
 
 
 def test_the_report_folder_is_whole_and_names_random_weights(built: tuple[Path, dict]) -> None:

@@ -1,0 +1,193 @@
+"""What --cascade saves and what it misses: the decoding stage with and without it.
+
+python -m benchmarks.cascade --clips CLIPS --output benchmarks/cascade.json
+
+CLIPS is a folder of real clips, some with faces and some without. Measured are the clips as they
+are, and films of `--minutes` composed of them as shots of 6 to 20 s, with a face in none, an
+eighth and all of the shots (x264 with its default groups of pictures, 25 per second, 640x360). One
+decoding child with one core; no networks.
+"""
+
+import dataclasses
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from caan.cascade import LOOK_SECONDS, estimated_savings
+from caan.errors import VideoError
+from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.planning import plan_segments
+from caan.schema import MANIFEST_SCHEMA, table_of
+from caan.video import key_frames, probe, sample_frames
+
+WIDTH, HEIGHT, RATE = 640, 360, 25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Options."""
+
+    clips: Path
+    """Folder of clips."""
+    output: Path
+    """JSON file of the results."""
+    minutes: float = 6.0
+    """Length of each composed film."""
+    fps: float = 2.0
+    """Sampled frames per second."""
+
+
+def main(options: Benchmark) -> None:
+    """Measure and write the results."""
+    full = ExtractionConfig(detector="libfacedetection", face_policy="all", fps=options.fps)
+    clips = [path for path in sorted(options.clips.iterdir()) if path.suffix != ".md"]
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        faces, durations = run(clips, full)[:2]
+        results["clips"] = compare(clips, full)
+        material = {
+            shows: [p for p in clips if str(p) in durations and (faces[str(p)] > 0) == shows]
+            for shows in (False, True)
+        }
+        # a shot counts as with a face where nearly every sampled frame has one
+        material[True] = [
+            p for p in material[True] if faces[str(p)] >= 0.9 * durations[str(p)] * full.fps
+        ]
+        for name, share in (("no_face", 0.0), ("face_in_an_eighth", 0.125), ("face_in_all", 1.0)):
+            film = Path(folder) / f"{name}.mp4"
+            compose(film, material, share, options.minutes * 60)
+            results[name] = compare([film], full)
+            print(name, json.dumps(results[name]), flush=True)
+    command = f"python -m benchmarks.cascade --clips CLIPS --minutes {options.minutes:g}"
+    options.output.write_text(
+        json.dumps({"command": command, "fps": options.fps, "results": results}, indent=2) + "\n"
+    )
+
+
+def compare(paths: list[Path], full: ExtractionConfig) -> dict[str, Any]:
+    """The stage over these files both ways."""
+    _, durations, plain_counts, plain_faces = run(paths, full)
+    cascade = dataclasses.replace(full, cascade=True)
+    _, _, counts, found = run(paths, cascade)
+    looked = {(path, pts) for path in durations for pts in look_times(path, full.fps)}
+    at_looks = {face for face in plain_faces if (face[0], face[2]) in looked}
+    spent = {
+        name: round(of["seconds_decode"] + of["seconds_detect"], 2)
+        for name, of in (("full", plain_counts), ("cascade", counts))
+    }
+    return {
+        "video_seconds": round(sum(durations.values()), 1),
+        "seconds_full": {k: round(plain_counts[f"seconds_{k}"], 2) for k in ("decode", "detect")},
+        "seconds_cascade": {k: round(counts[f"seconds_{k}"], 2) for k in ("decode", "detect")},
+        "share_of_time": round(spent["cascade"] / spent["full"], 3),
+        "run_json": {k: v and round(v, 2) for k, v in (estimated_savings(counts) or {}).items()},
+        "faces_full": len(plain_faces),
+        "faces_cascade": len(plain_faces & found),
+        "faces_at_looks": len(at_looks),
+        "faces_at_looks_lost": len(at_looks - found),
+    }
+
+
+Faces = set[tuple[str, int, float, tuple[float, ...]]]
+
+
+def run(
+    paths: list[Path], config: ExtractionConfig
+) -> tuple[dict[str, int], dict[str, float], dict[str, float], Faces]:
+    """Faces and duration by path, the stage's counts, and each face as path, frame, time, box."""
+    durations = {}
+    for path in paths:
+        try:
+            durations[str(path)] = probe(str(path)).duration_seconds
+        except VideoError:
+            continue
+    manifest = [
+        {"video_id": f"{i:04d}", "uri": path, "duration_seconds": seconds}
+        for i, (path, seconds) in enumerate(durations.items())
+    ]
+    plan = plan_segments(
+        table_of(manifest, MANIFEST_SCHEMA), fps=config.fps, segment_frames=config.segment_frames
+    )
+    uri_of = {row["video_id"]: row["uri"] for row in manifest}
+    counts: dict[str, float] = {}
+    faces: Faces = set()
+    with tempfile.TemporaryDirectory() as tries:
+        decoder = SegmentDecoder(config.cut_config(detect_here=True), SandboxConfig(), tries)
+        for row in range(plan.num_rows):
+            table: pa.Table = decoder(plan.slice(row, 1))
+            for name, value in decoder.take_counts().items():
+                counts[name] = counts.get(name, 0.0) + value
+            for segment in table.to_pylist():
+                times = {f["frame_index"]: f["pts_seconds"] for f in segment["frames"]}
+                path = uri_of[segment["video_id"]]
+                faces |= {
+                    (path, f["frame_index"], round(times[f["frame_index"]], 4), tuple(f["box"]))
+                    for f in segment["faces"]
+                }
+        decoder.sandbox.close()
+    num_faces = {path: len({f[1] for f in faces if f[0] == path}) for path in durations}
+    return num_faces, durations, counts, faces
+
+
+def look_times(path: str, fps: float) -> list[float]:
+    """Times of the cascade's looks; none where key frames cannot be had."""
+    try:
+        looks = list(
+            key_frames(
+                path, fps=fps, start_seconds=0, end_seconds=86_400, cell_seconds=LOOK_SECONDS
+            )
+        )
+    except VideoError:
+        return []
+    return [round(look.pts_seconds, 4) for look in looks if look.picture is not None]
+
+
+def compose(path: Path, material: dict[bool, list[Path]], share: float, seconds: float) -> None:
+    """A film of shots from clips with a face (this share of the time) and without."""
+    random_ = random.Random(0)
+    start = time.perf_counter()
+    num_pictures, with_face = 0, 0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        while num_pictures < seconds * RATE:
+            shows = with_face < share * (num_pictures + 1)
+            length = int(RATE * random_.uniform(6, 20))
+            source = random_.choice(material[shows])
+            for _, picture in zip(range(length), looped(source), strict=False):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            num_pictures += length
+            with_face += length * shows
+        container.mux(stream.encode())
+    print(f"{path.name}: composed in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def looped(path: Path) -> Iterator[np.ndarray]:
+    """Pictures of a clip at the film's rate and size, over and over, there and back."""
+    pictures = []
+    for frame in sample_frames(str(path), fps=RATE, num_frames=8 * RATE):
+        height, width = frame.picture.shape[:2]
+        scale = min(WIDTH / width, HEIGHT / height)
+        small = cv2.resize(frame.picture, (int(width * scale), int(height * scale)))
+        canvas = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
+        top, left = (HEIGHT - small.shape[0]) // 2, (WIDTH - small.shape[1]) // 2
+        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
+        pictures.append(canvas)
+        yield canvas
+    while True:
+        yield from reversed(pictures)
+        yield from pictures
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark, description=__doc__))
