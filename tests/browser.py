@@ -104,6 +104,13 @@ class Page:
         self.click(selector)
         self._call("Input.insertText", {"text": text})
 
+    def press(self, key: str) -> None:
+        """Press one key: a character, or a name such as ArrowLeft."""
+        text = {"text": key} if len(key) == 1 else {}
+        for kind in ("keyDown", "keyUp"):
+            extra = text if kind == "keyDown" else {}
+            self._call("Input.dispatchKeyEvent", {"type": kind, "key": key, **extra})
+
     def resize(self, width: int, height: int) -> None:
         """Set the size of the visible part in pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

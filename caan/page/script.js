@@ -61,8 +61,9 @@ function textOf(video) {
 function isWanted(person, c, without) {
   if (c.who && !personName(person.id).toLowerCase().includes(c.who)) return false;
   if (c.right != null && person.right !== c.right) return false;
-  if (without !== "confidence" && (c.min > 0 || c.max < 1) &&
-    !(person.confidence >= c.min && person.confidence <= c.max)) return false;
+  const sure = person.confidence ?? NaN;
+  if (without !== "confidence" && (c.min > 0 || c.max < 1) && !(sure >= c.min && sure <= c.max))
+    return false;
   if (without !== "label" && c.label != null && person.label !== c.label) return false;
   return without === "status" || c.status == null || person.status === c.status;
 }
