@@ -28,6 +28,7 @@ from caan.faces import (
     resize_context,
     select_faces,
 )
+from caan.identity import IdentityConfig, dlib_identity, identify
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage import is_s3, open_ranges
 from caan.video import Frame, KeyFrame, key_frames, sample_frames
@@ -59,6 +60,8 @@ class CutConfig:
     """Side of the face crop over the longer side of the box."""
     look_detector: DetectorConfig | None = None
     """Face detector that looks at key frames first (`caan.cascade`); None: all is sampled."""
+    identity: IdentityConfig | None = None
+    """Which faces get a vector that tells people apart; None: none."""
 
 
 @lru_cache(maxsize=2)
@@ -69,10 +72,14 @@ def _detector(config: DetectorConfig) -> Any:
 def warm_up(config: CutConfig) -> None:
     """Load what every segment needs; the sandbox's initializer."""
     import cv2
+    from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(1)
+    threadpool_limits(1)  # there is a child per core
     for detector in {config.detector, config.look_detector} - {None}:
         _detector(detector)
+    if config.identity is not None and config.identity.name == "dlib":
+        dlib_identity()
 
 
 def scratch_folder() -> str:
@@ -201,9 +208,12 @@ class SegmentCut:
             frame.frame_index, frame.pts_seconds, context, context if is_seen else None
         )
         self.frames.append(row)
+        vectors = identify(
+            self.config.identity, self.config.fps, frame.frame_index, kept, frame.picture
+        )
         self.faces += [
-            face_row(frame.frame_index, face, frame.picture, self.config.crop_expand)
-            for face in kept
+            face_row(frame.frame_index, face, frame.picture, self.config.crop_expand, vector)
+            for face, vector in zip(kept, vectors, strict=True)
         ]
 
     def table(self, decoder: str, error: str | None) -> pa.Table:
@@ -331,7 +341,13 @@ def status_row(request: dict[str, Any], status: str, error: str | None) -> pa.Ta
     return table_of([row | {"frames": [], "faces": []}], PICTURES_SCHEMA)
 
 
-def face_row(frame_index: int, face: Face, picture: np.ndarray, expand: float) -> dict[str, Any]:
+def face_row(
+    frame_index: int,
+    face: Face,
+    picture: np.ndarray,
+    expand: float,
+    vector: np.ndarray | None = None,
+) -> dict[str, Any]:
     """One face with its 224x224 crop, as PICTURES_SCHEMA has it."""
     crop = crop_face(picture, face.box, expand=expand, size_pixels=PICTURE_SIZE)
     return {
@@ -339,6 +355,7 @@ def face_row(frame_index: int, face: Face, picture: np.ndarray, expand: float) -
         "box": [float(value) for value in face.box],
         "score": float(face.score),
         "picture": crop.tobytes(),
+        "appearance_vector": vector,
     }
 
 

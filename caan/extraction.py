@@ -31,6 +31,7 @@ from caan.cutting import (
 )
 from caan.errors import Crashed, TimedOut, VideoError
 from caan.faces import Box, DetectorConfig, load_detector, resize_context, select_faces
+from caan.identity import IdentityConfig, identify
 from caan.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
 
@@ -94,7 +95,7 @@ class ExtractionConfig:
             precision=self.precision,
         )
 
-    def cut_config(self, *, detect_here: bool) -> CutConfig:
+    def cut_config(self, *, detect_here: bool, identity: IdentityConfig | None = None) -> CutConfig:
         """What the decoding child needs; without a detector where one on a GPU comes later."""
         return CutConfig(
             fps=self.fps,
@@ -105,6 +106,7 @@ class ExtractionConfig:
             no_face=self.no_face,
             crop_expand=self.crop_expand,
             look_detector=self.detector_config() if self.cascade else None,
+            identity=identity,
         )
 
 
@@ -239,8 +241,11 @@ class SegmentDecoder:
 class FaceCutter:
     """Whole frames -> crops of faces and context, for a detector on a GPU."""
 
-    def __init__(self, config: ExtractionConfig, device: str) -> None:
+    def __init__(
+        self, config: ExtractionConfig, device: str, identity: IdentityConfig | None = None
+    ) -> None:
         self.config = config
+        self.identity = identity
         self.detector = load_detector(config.detector_config(), device=device)
         self.counts: dict[str, float] = {}
 
@@ -273,9 +278,11 @@ class FaceCutter:
             kept = select_faces(
                 detected, self.config.face_policy, marked, self.config.max_faces_per_frame
             )
-            for face in kept:
+            index, config = frame["frame_index"], self.config
+            vectors = identify(self.identity, config.fps, index, kept, picture)
+            for face, vector in zip(kept, vectors, strict=True):
                 full = tuple(value / frame["scale"] for value in face.box)
-                cut = face_row(frame["frame_index"], face, picture, self.config.crop_expand)
+                cut = face_row(index, face, picture, config.crop_expand, vector)
                 faces.append(cut | {"box": list(full)})
             is_seen = bool(kept) or self.config.no_face == "context_only"
             frame["picture"] = resize_context(picture).tobytes() if is_seen else None

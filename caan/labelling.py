@@ -1,13 +1,11 @@
-"""Features -> labels, in two phases: frames one by one, then each video as a whole.
+"""The first phase of labelling: what a head says of each face alone, a row per segment.
 
-`FrameScorer` gives what a head says of each face alone, a row per segment; `pool_videos` puts a
-video's segments together, so that a label does not depend on how the video was cut.
+The second is `caan.pooling`: it puts a video's segments together, so that a label does not depend
+on how the video was cut.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,22 +13,16 @@ import torch
 
 from caan.checkpoint import LoadedModel, load_model
 from caan.extraction import ExtractionConfig, SegmentEmbedder, flat_list, vector_array
-from caan.faces import LONE_MIN_SCORES, LONE_SECONDS
-from caan.models.frames import EncodedFrames, FrameBatch, HeadOutput
-from caan.prediction import blinded, label_of, probabilities_of, video_evidence
-from caan.runs import video_status
-from caan.schema import (
-    FRAME_SCORES_SCHEMA,
-    LABELS_SCHEMA,
-    segment_scores_schema,
-    table_of,
-)
-
-MAIN_PERSON = "0"
-"""Id of the one person of a video."""
+from caan.identity import DLIB_DIM, VGGFACE_DIM, shorter
+from caan.models.frames import EncodedFrames, FrameBatch
+from caan.prediction import blinded
+from caan.schema import segment_scores_schema
 
 MAX_HEAD_FRAMES = 1024
 """Frames that the head encodes at once."""
+
+APPEARANCE_DIMS = {"dlib": DLIB_DIM, "vggface": VGGFACE_DIM, "none": 1}
+"""Numbers of an appearance vector, by what tells people apart."""
 
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
 """A head's g, s and logits of some frames."""
@@ -39,16 +31,22 @@ Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
 class FrameScorer:
     """Features -> segment_scores: the head's frame part on every face that was kept."""
 
-    def __init__(self, model: LoadedModel, device: str) -> None:
+    def __init__(self, model: LoadedModel, device: str, identity: str = "none") -> None:
+        """`identity` names the vector that tells people apart (`caan.identity`)."""
         self.model = model
         self.device = device
+        self.identity = identity
         self.num_emotions = len(model.info.label_set)
         self.with_faceless = model.info.no_face == "context_only"
         self.explains_context = model.head.modalities == ("face", "context")
 
     @torch.inference_mode()
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """`features_schema` -> `segment_scores_schema`, a row for a row."""
+    def __call__(self, table: pa.Table, pictures: pa.Table | None = None) -> pa.Table:
+        """`features_schema` -> `segment_scores_schema`, a row for a row.
+
+        `pictures` is the table that the features were made from, whose histograms and dlib vectors
+        are kept; without it there are none.
+        """
         frames, frame_offsets = flat_list(table["frames"])
         faces, face_offsets = flat_list(table["faces"])
         frame_rows = np.repeat(np.arange(table.num_rows), np.diff(frame_offsets.to_numpy()))
@@ -74,8 +72,17 @@ class FrameScorer:
             face_of,
             self._maps(table),
         )
+        known = None if pictures is None else flat_list(pictures["frames"])[0].field("histogram")
         return self._table(table, frames, frame_offsets, faces, frame_index[shown], face_of, rows,
-                           encoded, blind)  # fmt: skip
+                           encoded, blind, self._appearance(faces, pictures), known)  # fmt: skip
+
+    def _appearance(self, faces: pa.StructArray, pictures: pa.Table | None) -> pa.Array:
+        """The vector of each face, or null."""
+        if self.identity == "vggface":
+            return vector_array(shorter(_vectors(faces.field("face_vector"))))
+        if self.identity == "dlib" and pictures is not None:
+            return flat_list(pictures["faces"])[0].field("appearance_vector")
+        return pa.nulls(len(faces), pa.list_(pa.float16(), APPEARANCE_DIMS[self.identity]))
 
     def _encode(
         self,
@@ -126,12 +133,15 @@ class FrameScorer:
         rows: np.ndarray,
         encoded: Encoded,
         blind: Encoded | None,
+        appearance: pa.Array,
+        histograms: pa.Array | None,
     ) -> pa.Table:
-        schema = segment_scores_schema(encoded[0].shape[1], self.num_emotions, 1)
+        schema = segment_scores_schema(
+            encoded[0].shape[1], self.num_emotions, APPEARANCE_DIMS[self.identity]
+        )
         fields = list(schema.field("faces").type.value_type)
         is_bare = face_of < 0
         taken = pa.array(np.where(is_bare, 0, face_of), mask=is_bare)
-        empty = pa.nulls(len(rows), fields[6].type)
         without = [pa.nulls(len(rows), field.type) for field in fields[7:]]
         face_rows = pa.StructArray.from_arrays(
             [
@@ -139,18 +149,16 @@ class FrameScorer:
                 faces.field("box").take(taken),
                 faces.field("score").take(taken),
                 *_score_columns(encoded),
-                empty,
+                appearance.take(taken),
                 *(without if blind is None else _score_columns(blind)),
             ],
             fields=fields,
         )
         offsets = np.searchsorted(rows, np.arange(table.num_rows + 1)).astype(np.int32)
+        if histograms is None:
+            histograms = pa.nulls(len(frames), pa.list_(pa.uint8(), 64))
         frame_rows = pa.StructArray.from_arrays(
-            [
-                frames.field("frame_index"),
-                frames.field("pts_seconds"),
-                pa.nulls(len(frames), schema.field("frames").type.value_type.field(2).type),
-            ],
+            [frames.field("frame_index"), frames.field("pts_seconds"), histograms],
             fields=list(schema.field("frames").type.value_type),
         )
         columns = {name: table[name] for name in schema.names if name in table.column_names}
@@ -197,13 +205,14 @@ class SegmentScorer:
         device: str,
         batch_size: int,
         num_threads: int,
+        identity: str = "none",
     ) -> None:
         model = load_model(Path(model_folder), device=device)
         modalities = model.head.modalities
         self.embedder = SegmentEmbedder(
             config, modalities, device, batch_size, num_threads, maps=tuple(model.head.map_shapes)
         )
-        self.scorer = FrameScorer(model, device)
+        self.scorer = FrameScorer(model, device, identity)
 
     def take_counts(self) -> dict[str, float]:
         """As SegmentEmbedder's."""
@@ -211,174 +220,4 @@ class SegmentScorer:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """PICTURES_SCHEMA -> `segment_scores_schema`, a row for a row."""
-        return self.scorer(self.embedder(table))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PooledVideos:
-    """The second phase's tables."""
-
-    labels: pa.Table
-    """LABELS_SCHEMA."""
-    frame_scores: pa.Table
-    """FRAME_SCORES_SCHEMA."""
-
-
-@torch.inference_mode()
-def pool_videos(
-    segment_scores: pa.Table, model: LoadedModel, *, abstain_below: float = 0.0
-) -> PooledVideos:
-    """Labels of all videos whose segments these are; the order of the rows does not matter.
-
-    A label of lower confidence than `abstain_below` is `uncertain`.
-    """
-    order = np.argsort(np.array(segment_scores["segment_id"].to_pylist(), dtype=np.str_))
-    table = segment_scores.take(pa.array(order))
-    ids = table["video_id"].to_pylist()
-    labels: list[dict[str, Any]] = []
-    frame_scores: list[dict[str, Any]] = []
-    start = 0
-    for row in range(1, len(ids) + 1):
-        if row == len(ids) or ids[row] != ids[start]:
-            label, scores = _pool_one(table.slice(start, row - start), model, abstain_below)
-            labels.append(label)
-            frame_scores += scores
-            start = row
-    return PooledVideos(
-        labels=table_of(labels, LABELS_SCHEMA),
-        frame_scores=table_of(frame_scores, FRAME_SCORES_SCHEMA),
-    )
-
-
-def without_false_faces(
-    segments: pa.Table, detector: str
-) -> tuple[pa.StructArray, pa.StructArray, str]:
-    """Frames and faces of one video, and its status; lone faces of low score are left out.
-
-    A face counts from the detector's own lowest score on if another is seen within
-    `LONE_SECONDS` of it, else from `LONE_MIN_SCORES` on (Source: our choice, after the two
-    thresholds of hysteresis in edge detection). Frames stay as they are; a video without any face
-    left is `no_face`.
-    """
-    frames, _ = flat_list(segments["frames"])
-    faces, _ = flat_list(segments["faces"])
-    status = video_status(segments["status"].to_pylist())
-    wanted = LONE_MIN_SCORES.get(detector, 0.0)
-    index = faces.field("frame_index").to_numpy(zero_copy_only=False)
-    seen = faces.field("box").is_valid().to_numpy(zero_copy_only=False)
-    times = dict(
-        zip(frames.field("frame_index").to_pylist(), frames.field("pts_seconds"), strict=True)
-    )
-    pts = np.array([times[i].as_py() for i in index.tolist()], np.float64)
-    scores = np.nan_to_num(faces.field("score").to_numpy(zero_copy_only=False))
-    near = np.abs(pts[seen][:, None] - pts[seen][None]) <= LONE_SECONDS
-    is_lone = np.zeros(len(faces), bool)
-    is_lone[seen] = near.sum(1) == 1
-    kept = ~(is_lone & (scores < wanted))
-    if not kept.all():
-        faces = faces.filter(pa.array(kept))
-        if not (seen & kept).any() and status == "ok":
-            status = "no_face"
-    return frames, faces, status
-
-
-def _pool_one(
-    segments: pa.Table, model: LoadedModel, abstain_below: float
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    video_id = segments["video_id"][0].as_py()
-    errors = [error for error in segments["error"].to_pylist() if error]
-    frames, faces, status = without_false_faces(segments, model.info.detector)
-    num_faces = len(faces) - faces.field("box").null_count
-    pts = frames.field("pts_seconds").to_numpy(zero_copy_only=False)
-    label: dict[str, Any] = {
-        "video_id": video_id,
-        "is_main": True,
-        "num_frames": len(frames),
-        "num_faces": num_faces,
-        "status": status,
-        "error": errors[0] if errors else None,
-        "model_id": model.model_id,
-        "start_seconds": float(pts.min()) if len(pts) else None,
-        "end_seconds": float(pts.max()) if len(pts) else None,
-    }
-    if not len(faces):
-        return label, []
-    if not num_faces:
-        label["status"] = "ok" if status == "no_face" else status
-    emotions = model.info.label_set
-    probabilities, weights, logits = judged(faces, model)
-    label |= {
-        "person_id": MAIN_PERSON,
-        "label": label_of(emotions, probabilities, abstain_below),
-        "confidence": float(probabilities.max()),
-        "probabilities": _named(emotions, probabilities),
-        **context_effect(faces, model, probabilities),
-    }
-    frame_probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
-    time_of = dict(zip(frames.field("frame_index").to_pylist(), pts.tolist(), strict=True))
-    rows = [
-        {
-            "video_id": video_id,
-            "person_id": MAIN_PERSON,
-            "frame_index": index,
-            "pts_seconds": time_of[index],
-            "box": box,
-            "emotion_score": float(score),
-            "probabilities": _named(emotions, share),
-        }
-        for index, box, score, share in zip(
-            faces.field("frame_index").to_pylist(),
-            faces.field("box").to_pylist(),
-            weights,
-            frame_probabilities,
-            strict=True,
-        )
-    ]
-    return label, rows
-
-
-def judged(
-    faces: pa.StructArray, model: LoadedModel, prefix: str = ""
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pool one person's faces of segment_scores: probabilities [K], emotion scores [T], logits.
-
-    With the prefix `blind_`: as they would be without the context.
-    """
-    g = torch.from_numpy(_array(faces.field(f"{prefix}feature_vector"), np.float32))[None]
-    s = faces.field(f"{prefix}raw_score").to_numpy(zero_copy_only=False).astype(np.float32)
-    s_BT = torch.from_numpy(s)[None]
-    logits = _array(faces.field(f"{prefix}logits"), np.float32)
-    embedding, weights = model.head.pool(g, s_BT, torch.ones_like(s_BT, dtype=torch.bool))
-    output = HeadOutput(
-        model.head.classify(embedding), torch.from_numpy(logits)[None], weights, s_BT, embedding
-    )
-    evidence = video_evidence(output, model.info.rule, model.centroids_KR)
-    probabilities = probabilities_of(evidence, model.info.temperature)[0].numpy()
-    return probabilities, weights[0].numpy(), logits
-
-
-def context_effect(
-    faces: pa.StructArray, model: LoadedModel, probabilities: np.ndarray
-) -> dict[str, Any]:
-    """The label with the context replaced by its training mean, and what the context gave.
-
-    `context_effect` is the label's probability minus the one it has without the context. Empty for
-    a head that looks at one modality.
-    """
-    if faces.field("blind_raw_score").null_count:
-        return {}
-    blind, _, _ = judged(faces, model, "blind_")
-    best = int(probabilities.argmax())
-    return {
-        "label_without_context": model.info.label_set[int(blind.argmax())],
-        "context_effect": float(probabilities[best] - blind[best]),
-    }
-
-
-def _array(column: pa.FixedSizeListArray, kind: type) -> np.ndarray:
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), -1).astype(kind)
-
-
-def _named(emotions: tuple[str, ...], values: np.ndarray) -> list[tuple[str, float]]:
-    return [(emotion, float(value)) for emotion, value in zip(emotions, values, strict=True)]
+        return self.scorer(self.embedder(table), table)

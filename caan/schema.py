@@ -159,6 +159,7 @@ PICTURES_SCHEMA = pa.schema(
                         ("box", _BOX),
                         ("score", pa.float32()),
                         ("picture", pa.large_binary()),
+                        ("appearance_vector", pa.list_(pa.float16(), 128)),
                     ]
                 )
             ),
@@ -168,7 +169,8 @@ PICTURES_SCHEMA = pa.schema(
 """What travels from the decoding stage to the networks: uint8 RGB pictures, 224x224x3 for faces and
 context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next, `scale`
 times the full size. `picture` is null for a frame that no network needs to see. `face_box` is the
-manifest's, in pixels of the full size, for the detector that comes next."""
+manifest's, in pixels of the full size, for the detector that comes next. `appearance_vector` is
+dlib's, where it was asked for (`caan.identity`)."""
 
 
 def features_schema(
@@ -223,7 +225,8 @@ def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: i
 
     `feature_vector` is the head's g (paper eq. 2), `raw_score` its s (eq. 3), `logits` the frame
     branch's output over the model's label set; `blind_` the same with the context replaced by its
-    training mean, null for a head that looks at one modality.
+    training mean, null for a head that looks at one modality. `appearance_vector` tells people
+    apart; it is null for faces that have none. `histogram` is null in tables without pictures.
     """
     return pa.schema(
         [

@@ -19,7 +19,7 @@ from caan.sandbox import Sandbox
 from caan.strips import StripConfig, StripMaker
 
 Row = Mapping[str, Any]
-Kind = Literal["vtt", "eaf", "preview", "strip"]
+Kind = Literal["csv", "jsonl", "vtt", "eaf", "preview", "strip"]
 
 PREVIEW_SECONDS_PER_SECOND = 10.0
 """Longest time that a preview may take for each second of video (measured: about 0.15 at 720p)."""
@@ -30,7 +30,8 @@ class SidecarConfig:
     """Which sidecars are written, and how."""
 
     kinds: tuple[Kind, ...] = ()
-    """`vtt` and `eaf` timelines, `preview` video with what was found, `strip` of frames."""
+    """Per video: `vtt` and `eaf` timelines, `preview` video with what was found, `strip` of frames.
+    Per run: `csv` and `jsonl` tables, which `write_sidecars` leaves to the job."""
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     """How previews are made."""
     strips: StripConfig = field(default_factory=StripConfig)

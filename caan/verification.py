@@ -25,6 +25,7 @@ from caan.schema import (
     PLAN_SCHEMA,
     STATUSES,
     UNCERTAIN,
+    WINDOWS_SCHEMA,
     features_schema,
     segment_scores_schema,
 )
@@ -326,13 +327,7 @@ def _check_labels(
             rows[row["video_id"], row["person_id"]] += 1
             mains[row["video_id"]] += bool(row["is_main"])
             statuses[row["status"]] += bool(row["is_main"])
-            sums = sum(dict(row["probabilities"] or []).values())
-            has_label = row["label"] is not None
-            if (
-                row["status"] not in STATUSES
-                or (has_label and row["label"] not in label_set)
-                or (has_label and abs(sums - 1) > SUM_TOLERANCE)
-            ):
+            if _is_odd(row, label_set):
                 odd.append(row["video_id"])
             if row["model_id"] not in (None, record.get("model_id")):
                 foreign.append(row["video_id"])
@@ -343,8 +338,47 @@ def _check_labels(
     findings.add("videos have not exactly one main row", (v for v in found if mains[v] != 1))
     findings.add("label rows have a foreign status or label, or probabilities not of sum 1", odd)
     findings.add("label rows are of another model than run.json's", foreign)
+    _check_windows(output, record, set(rows), findings)
     _check_frame_scores(output, record, set(rows), findings)
     return +statuses
+
+
+def _is_odd(row: dict[str, Any], label_set: set[str]) -> bool:
+    """Whether a row of labels or windows has a foreign status or label, or wrong probabilities."""
+    if row["status"] not in STATUSES:
+        return True
+    sums = sum(dict(row["probabilities"] or []).values())
+    has_label = row["label"] is not None
+    return has_label and (row["label"] not in label_set or abs(sums - 1) > SUM_TOLERANCE)
+
+
+def _check_windows(
+    output: str, record: dict[str, Any], people: set[tuple[str, str | None]], findings: Findings
+) -> None:
+    """Windows, where the run has any: each of a person in the labels, once, of the run's length."""
+    wanted = record.get("pooling", {}).get("window_seconds", 0.0)
+    files = runs.part_files(output, "windows")
+    if wanted and not files:
+        findings.add("run.json says that there are windows, and there is no table of them")
+    label_set = {*record["label_set"], UNCERTAIN}
+    seen: Counter[tuple[str, str | None, int]] = Counter()
+    odd = []
+    for uri in files:
+        table = _read(uri, findings)
+        if table is None or not _has_schema(table, WINDOWS_SCHEMA, uri, findings):
+            continue
+        for row in table.to_pylist():
+            seen[row["video_id"], row["person_id"], row["window_index"]] += 1
+            length = row["end_seconds"] - row["start_seconds"]
+            if _is_odd(row, label_set) or abs(length - wanted) > PTS_TOLERANCE_SECONDS:
+                odd.append(row["video_id"])
+    findings.add(
+        "windows are of nobody in the labels", (v for v, p, _ in seen if (v, p) not in people)
+    )
+    findings.add("windows stand twice", (v for (v, *_), n in seen.items() if n > 1))
+    findings.add(
+        "windows have a foreign status, label or length, or probabilities not of sum 1", odd
+    )
 
 
 def _check_frame_scores(

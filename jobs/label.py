@@ -3,36 +3,37 @@
 python -m jobs.label --manifest manifest.parquet --output labels/
 
 Without --model the starter model that comes with the package is used. The output folder has
-labels/ (a row per video and person), frame_scores/ (a row per face) and run.json. Run the same
-command again after an interruption: what is finished is not done twice.
+labels/ (a row per video and person), frame_scores/ (a row per face), with --window-seconds
+windows/, what --write asks for, and run.json. Run the same command again after an interruption:
+what is finished is not done twice. Options of people, windows and --write may change from run to
+run: they cost no new look at the videos.
 """
 
 import logging
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
 import ray
 
-from caan import checkpoint, config, labelling, on_ray, runs, storage
+from caan import checkpoint, config, on_ray, runs, storage
 from caan.checkpoint import ModelInfo
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
+from caan.identity import IdentityConfig, identity_name
 from caan.labelling import SegmentScorer
+from caan.pooling import PoolConfig
+from caan.sidecars import Kind
+from caan.tracks import TrackConfig, with_identity
 from jobs.pipeline import Pipeline, Resources, Run
+from jobs.second_phase import TABLE, model_in_memory, pool, unpack, write_files
 
 logger = logging.getLogger(__name__)
 
-TABLE = "segment_scores"
-
-
-POOL_SEGMENTS = 500
-"""Segments of one task of the second phase (about 130 MB of frame vectors)."""
+SEGMENT_PICTURES = 640
+"""Most pictures of 224x224 in a row between the stages (96 MB)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,22 @@ class Job:
     """Where the context backbone's weights lie here; they must be the model's."""
     min_face_score: float | None = None
     """Lowest score of a face, 0 to 1."""
-    face_policy: Literal["main", "marked"] | None = None
-    """Whose emotion: the main face of each frame, or the person that the manifest marks."""
+    max_faces_per_frame: int = 8
+    """Most faces of one frame that are looked at, the largest first."""
+    identity: Literal["auto", "dlib", "vggface", "none"] = "auto"
+    """Vector that tells people apart: auto is vggface's own where it is the backbone, else dlib."""
+    identity_seconds: float = 1.0
+    """dlib looks at the faces of one sampled frame in this time."""
+    face_policy: Literal["main", "marked", "all"] | None = None
+    """Who gets labels: the main person of a video, the one that the manifest marks, or all."""
+    tracks: TrackConfig = field(default_factory=TrackConfig)
+    """How faces are followed and joined to people."""
+    window_seconds: float = 0.0
+    """Labels over sliding windows of this length too, in windows/; 0: none."""
+    stride_seconds: float = 0.0
+    """Time from one window's start to the next one's; 0: the windows' length."""
+    write: tuple[Kind, ...] = ()
+    """Further files: csv and jsonl tables, vtt and eaf timelines, preview videos, strips."""
     cascade: bool = False
     """Look at key frames first and sample only where one shows a face, or where they are rare: for
     archives that mostly show nobody. A face between two key frames without one is missed."""
@@ -100,19 +115,45 @@ def extraction_of(job: Job, info: ModelInfo) -> ExtractionConfig:
         "face_backbone": info.face_backbone,
         "context_backbone": info.context_backbone,
         "fps": info.fps,
-        "face_policy": info.face_policy,
+        "face_policy": "all",  # whose labels are given is the second phase's matter
         "no_face": info.no_face,
         "cascade": job.cascade,
     }
     changeable = (
         "fps", "detector_weights", "face_weights", "context_weights", "min_face_score",
-        "face_policy",
+        "max_faces_per_frame",
     )  # fmt: skip
     values |= {name: v for name in changeable if (v := getattr(job, name)) is not None}
     found = config.from_dict(ExtractionConfig, values)
     if found.fps <= 0:
         raise InputError(f"--fps {found.fps} must be above 0.")
-    return found
+    if found.max_faces_per_frame < 1 or job.identity_seconds <= 0:
+        raise InputError(
+            f"--max-faces-per-frame {found.max_faces_per_frame} must be at least 1, and "
+            f"--identity-seconds {job.identity_seconds} above 0."
+        )
+    # Labels do not depend on the segments; a row of pictures must stay small.
+    most = max(1, SEGMENT_PICTURES // (1 + found.max_faces_per_frame))
+    return replace(found, segment_frames=min(found.segment_frames, most))
+
+
+def pool_config_of(job: Job, info: ModelInfo, identity: str) -> PoolConfig:
+    """The second phase, by the job's options and the vector that tells people apart.
+
+    Raises:
+        InputError: an option out of range.
+    """
+    try:
+        tracks = with_identity(job.tracks, identity)
+    except ValueError as error:
+        raise InputError(f"--tracks: {error}") from error
+    return PoolConfig(
+        face_policy=job.face_policy or info.face_policy,  # type: ignore[arg-type]
+        tracks=tracks,
+        window_seconds=job.window_seconds,
+        stride_seconds=job.stride_seconds,
+        abstain_below=job.abstain_below,
+    )
 
 
 def check_identities(identity: dict[str, Any], info: ModelInfo) -> None:
@@ -145,7 +186,17 @@ def main(job: Job) -> int:
         extraction = extraction_of(job, model.info)
         identity = identities(extraction, model.head.modalities)
         check_identities(identity, model.info)
+        people = IdentityConfig(
+            name=identity_name(
+                job.identity,
+                extraction.face_backbone if "face" in model.head.modalities else "",
+                is_random=bool(identity.get("face_is_random")),
+            ),  # type: ignore[arg-type]
+            every_seconds=job.identity_seconds,
+        )
+        pooling = pool_config_of(job, model.info, people.name)
         identity["model"] = model.model_id
+        identity["people"] = config.to_dict(people)
         run = Run(
             job_name="label",
             manifest_uri=job.manifest,
@@ -158,95 +209,40 @@ def main(job: Job) -> int:
             on_change=job.on_change,
             min_ok=job.min_ok,
             modalities=model.head.modalities,
+            face_policy=pooling.face_policy,
         )
         on_ray.start()
-        files = {
-            path.name: path.read_bytes() for path in Path(model_folder).iterdir() if path.is_file()
-        }
-        model_ref = ray.put(files)
+        model_ref = ray.put(model_in_memory(model_folder))
         pipeline = Pipeline(
             config=extraction,
             limits=job.limits,
             resources=job.resources,
             build=build_scorer,
-            arguments=(extraction, [model_ref]),
+            arguments=(extraction, [model_ref], people.name),
+            identity=people,
         )
         record = run.process(pipeline)
         record["label_set"] = list(model.info.label_set)
         record["model_id"] = model.model_id
         record["model"] = storage.redact(job.model) or "starter"
-        pool(job.output, model_ref, job.abstain_below)
+        record["pooling"] = config.to_dict(pooling)
+        record["num_people"] = pool(job.output, model_ref, pooling)
+        record["files_failed"] = write_files(job.output, model.info.label_set, job.write)
     return run.finish(record, label_statuses(job.output))
 
 
 def build_scorer(
     extraction: ExtractionConfig,
     model_refs: list[Any],
+    identity: str,
     device: str,
     batch_size: int,
     num_threads: int,
 ) -> SegmentScorer:
     """The last stage of the first phase, on whatever node it runs."""
     with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
-        _unpack(ray.get(model_refs[0]), folder)
-        return SegmentScorer(extraction, folder, device, batch_size, num_threads)
-
-
-def _unpack(files: dict[str, bytes], folder: str) -> None:
-    for name, content in files.items():
-        (Path(folder) / name).write_bytes(content)
-
-
-@ray.remote(num_cpus=1)
-def pool_part(
-    output: str, number: int, video_files: dict[str, list[str]], files: Any, abstain_below: float
-) -> int:
-    """Second phase of some videos: read their segments, write their labels; gives the videos."""
-    wanted = pa.array(sorted(video_files), pa.string())
-    names = sorted({name for of_video in video_files.values() for name in of_video})
-    tables = []
-    for table in runs.latest_segments(output, TABLE, only=names):
-        tables.append(table.filter(pa.compute.is_in(table["video_id"], wanted)))
-    with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
-        _unpack(files, folder)
-        model = checkpoint.load_model(folder)
-    pooled = labelling.pool_videos(pa.concat_tables(tables), model, abstain_below=abstain_below)
-    part = f"part-{number:05d}.parquet"
-    storage.write_table(pooled.frame_scores, storage.join(output, "frame_scores", part))
-    storage.write_table(pooled.labels, storage.join(output, "labels", part))
-    return pooled.labels.num_rows
-
-
-def pool(output: str, model_ref: Any, abstain_below: float) -> None:
-    """Second phase: labels and frame scores of every video, in parts of whole videos.
-
-    Each part is a pure function of the first phase's rows and replaces its files as a whole, so a
-    run that was interrupted here does this phase again and ends with the same tables.
-    """
-    video_files: dict[str, list[str]] = {}
-    num_segments: dict[str, int] = {}
-    for name in runs.part_files(output, TABLE):
-        for video_id in storage.read_table(name, ["video_id"])["video_id"].to_pylist():
-            of_video = video_files.setdefault(video_id, [])
-            if not of_video or of_video[-1] != name:
-                of_video.append(name)
-            num_segments[video_id] = num_segments.get(video_id, 0) + 1
-    parts: list[dict[str, list[str]]] = []
-    size = np.inf
-    for video_id in sorted(video_files, key=lambda v: (video_files[v][0], v)):
-        if size + num_segments[video_id] > POOL_SEGMENTS:
-            parts.append({})
-            size = 0
-        parts[-1][video_id] = video_files[video_id]
-        size += num_segments[video_id]
-    tasks = [
-        pool_part.remote(output, n, part, model_ref, abstain_below) for n, part in enumerate(parts)
-    ]
-    num_videos = sum(ray.get(tasks))
-    for table in ("labels", "frame_scores"):
-        for name in runs.part_files(output, table)[len(parts) :]:
-            storage.delete(name)
-    logger.info("%d videos labelled", num_videos)
+        unpack(ray.get(model_refs[0]), folder)
+        return SegmentScorer(extraction, folder, device, batch_size, num_threads, identity)
 
 
 def label_statuses(output: str) -> Counter[str]:

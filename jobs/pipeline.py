@@ -18,6 +18,7 @@ from caan.cutting import CutConfig
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
+from caan.identity import IdentityConfig
 from caan.planning import check_manifest, plan_segments
 from caan.runs import SUCCESS, Shard
 
@@ -53,6 +54,8 @@ class Pipeline:
     """Makes the last stage: `build(*arguments, device, batch_size, num_threads)`."""
     arguments: tuple[Any, ...]
     """Its first arguments."""
+    identity: IdentityConfig | None = None
+    """Which faces get a vector that tells people apart; None: none."""
 
     def run(self, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
         """Finish the unfinished shards; gives the counts of each stage and the seconds it took."""
@@ -78,7 +81,9 @@ class Pipeline:
         sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
         has_gpu = sizes.embedder_gpus > 0
         detect_on_gpu = has_gpu and self.config.detector == "retinaface"
-        cut: CutConfig = self.config.cut_config(detect_here=not detect_on_gpu)
+        cut: CutConfig = self.config.cut_config(
+            detect_here=not detect_on_gpu, identity=self.identity
+        )
         context = ray.data.DataContext.get_current()
         context.checkpoint_config = ray.data.checkpoint.CheckpointConfig(
             id_column="segment_id",
@@ -101,7 +106,12 @@ class Pipeline:
         if detect_on_gpu:
             rows = rows.map_batches(
                 on_ray.Staged,
-                fn_constructor_args=("detect", FaceCutter, (self.config, "cuda"), monitor),
+                fn_constructor_args=(
+                    "detect",
+                    FaceCutter,
+                    (self.config, "cuda", self.identity),
+                    monitor,
+                ),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=sizes.num_embedders),
@@ -168,6 +178,8 @@ class Run:
     """Lowest accepted share of good videos."""
     modalities: tuple[str, ...] = ()
     """What the model looks at; empty: no model is at work."""
+    face_policy: str = ""
+    """Whose rows are wanted in the end; empty: as the config says."""
 
     def process(self, pipeline: Pipeline) -> dict[str, Any]:
         """Plan, run the stages over what is left, and give the record of the run.
@@ -186,7 +198,8 @@ class Run:
         table = storage.read_table(self.manifest_uri)
         manifest = check_manifest(table, self.manifest_uri)
         require_context(face_crops_of(table), self.modalities)
-        if self.config.face_policy == "marked" and manifest["face_box"].null_count:
+        policy = self.face_policy or self.config.face_policy
+        if policy == "marked" and manifest["face_box"].null_count:
             raise InputError(
                 f"--face-policy marked needs a face_box for every video, and manifest "
                 f"`{self.manifest_uri}` has {manifest['face_box'].null_count} without: give them "

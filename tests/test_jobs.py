@@ -18,7 +18,7 @@ import ray
 from caan import on_ray, schema, storage
 from caan.errors import InputError
 from caan.video import sample_frames
-from jobs import evaluate, extract, index, label, train
+from jobs import evaluate, extract, index, label, train, verify
 from jobs.pipeline import Resources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +136,8 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
         train.main(dataclasses.replace(training, seed=1))
 
     labels = f"{bucket}/labels"
-    assert label.main(label.Job(manifest=manifest, model=model, output=labels)) == 0
+    more = {"window_seconds": 1.0, "write": ("csv", "jsonl", "vtt", "eaf", "preview", "strip")}
+    assert label.main(label.Job(manifest=manifest, model=model, output=labels, **more)) == 0
     found = storage.read_table(f"{labels}/labels")
     assert found.schema.equals(schema.LABELS_SCHEMA)
     by_id = {row["video_id"]: row for row in found.to_pylist()}
@@ -150,6 +151,26 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     for video_id in {row["video_id"] for row in scores.to_pylist()}:
         of_video = scores.filter(pc.equal(scores["video_id"], video_id))
         assert sum(of_video["emotion_score"].to_pylist()) == pytest.approx(1.0, abs=1e-4)
+
+    windows = storage.read_table(f"{labels}/windows")
+    assert windows.schema.equals(schema.WINDOWS_SCHEMA)
+    assert set(windows["video_id"].to_pylist()) == set(scores["video_id"].to_pylist())
+    names = {file.uri.removeprefix(f"{labels}/") for file in storage.list_files(labels)}
+    bad = ids[next(uri for uri in ids if "text" in uri)]
+    for video_id in set(ids.values()):
+        assert {f"timelines/{video_id}.vtt", f"timelines/{video_id}.eaf"} <= names
+        assert (f"previews/{video_id}.mp4" in names) == (video_id != bad)
+        assert (f"strips/{video_id}.png" in names) == (video_id != bad)
+    assert {f"tables/{t}.{kind}" for t in ("labels", "windows") for kind in ("csv", "jsonl")} <= (
+        names
+    )
+    assert list(storage.read_json(f"{labels}/run.json")["files_failed"]) == [f"{bad} preview"]
+    assert verify.main(verify.Job(output=labels)) == 0
+    # another face policy takes the second phase only, and its own files replace the old ones
+    again = label.Job(manifest=manifest, model=model, output=labels, face_policy="all")
+    assert label.main(again) == 0
+    names = {file.uri.removeprefix(f"{labels}/") for file in storage.list_files(labels)}
+    assert not any(name.startswith(("windows/", "tables/", "previews/")) for name in names)
 
     report = f"{bucket}/report"
     assert evaluate.main(evaluate.Job(labels=labels, manifest=manifest, output=report)) == 0

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from caan.checkpoint import LoadedModel, ModelInfo
-from caan.labelling import FrameScorer, pool_videos
+from caan.labelling import FrameScorer
 from caan.models import FrameBatch, ModelConfig, build_model
+from caan.pooling import PoolConfig, pool_videos
 from caan.schema import (
     EMOTIONS,
     FRAME_SCORES_SCHEMA,
@@ -46,6 +47,10 @@ def model_of(name="caan", no_face="drop", rule="head", **options):
     )
 
 
+def box_of(k):
+    return [10.0 + k, 10.0, 50.0 + k, 60.0]
+
+
 def features_of(video_id, segment_frames, face_every=2, seed=0, context_only=False):
     """A video of 30 frames cut into segments; every n-th frame has a face, 0: none has."""
     rng = np.random.default_rng(seed)
@@ -70,7 +75,7 @@ def features_of(video_id, segment_frames, face_every=2, seed=0, context_only=Fal
                     for k in indices
                 ],
                 "faces": [
-                    {"frame_index": k, "box": [k, 1, 2, 3], "score": 0.9, "face_vector": face[k]}
+                    {"frame_index": k, "box": box_of(k), "score": 0.9, "face_vector": face[k]}
                     for k in shown
                 ],
             }
@@ -126,7 +131,7 @@ def test_tables_have_their_schemas_and_the_evidence_adds_up():
     assert result.frame_scores.schema == FRAME_SCORES_SCHEMA
     (label,) = result.labels.to_pylist()
     assert (label["num_frames"], label["num_faces"], label["status"]) == (30, 15, "ok")
-    assert (label["start_seconds"], label["end_seconds"]) == (0.0, 14.5)
+    assert (label["start_seconds"], label["end_seconds"]) == (0.0, 14.0)
     probabilities = dict(label["probabilities"])
     assert list(probabilities) == list(EMOTIONS)
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -134,8 +139,9 @@ def test_tables_have_their_schemas_and_the_evidence_adds_up():
     assert label["confidence"] == probabilities[label["label"]]
     rows = result.frame_scores.to_pylist()
     assert [row["frame_index"] for row in rows] == list(range(0, 30, 2))
+    assert {(row["person_id"], row["track_id"]) for row in rows} == {("0", "0")}
     assert [row["pts_seconds"] for row in rows] == [k / 2 for k in range(0, 30, 2)]
-    assert [row["box"] for row in rows] == [[k, 1, 2, 3] for k in range(0, 30, 2)]
+    assert [row["box"] for row in rows] == [box_of(k) for k in range(0, 30, 2)]
     assert sum(row["emotion_score"] for row in rows) == pytest.approx(1, abs=1e-5)
 
 
@@ -296,5 +302,6 @@ def test_a_label_below_the_limit_is_uncertain_and_keeps_its_probabilities():
     scores = FrameScorer(model, "cpu")(features_of("v", 7))
     (label,) = pool_videos(scores, model).labels.to_pylist()
     for limit, expected in ((0.0, label["label"]), (label["confidence"] + 1e-4, "uncertain")):
-        (got,) = pool_videos(scores, model, abstain_below=limit).labels.to_pylist()
+        config = PoolConfig(abstain_below=limit)
+        (got,) = pool_videos(scores, model, config).labels.to_pylist()
         assert got == label | {"label": expected}

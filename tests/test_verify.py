@@ -15,6 +15,7 @@ from caan.schema import (
     FRAME_SCORES_SCHEMA,
     LABELS_SCHEMA,
     MANIFEST_SCHEMA,
+    WINDOWS_SCHEMA,
     features_schema,
     segment_scores_schema,
     table_of,
@@ -81,6 +82,13 @@ def write_output(output: str, job: str = "extract") -> str:
             | shared
             for v in VIDEOS[:2]
         ] + [{"video_id": FAILED, "is_main": True, "status": "timed_out", "model_id": "m"}]
+        record["pooling"] = {"window_seconds": 2.0}
+        windows = [
+            row | {"window_index": n, "start_seconds": 2.0 * n, "end_seconds": 2.0 * n + 2.0}
+            for row in labels[:2]
+            for n in range(2)
+        ]
+        storage.write_table(table_of(windows, WINDOWS_SCHEMA), output + "/windows/part-0.parquet")
         scores = [
             {"video_id": v, "frame_index": k, "pts_seconds": k / 2, "emotion_score": 0.125} | shared
             for v in VIDEOS[:2]
@@ -106,7 +114,7 @@ def test_a_whole_output_passes_and_a_video_is_forgotten(tmp_path: Path, job: str
     storage.write_bytes(output + "/labels.csv", b"video_id,label\naaaa,joy\nbbbb,joy\n")
     storage.write_bytes(output + "/labels.jsonl", b'{"video_id": "aaaa"}\n{"video_id": "bbbb"}\n')
     done = forget(output, ["aaaa"])
-    assert done.num_rows == {"extract": 7, "label": 16}[job]  # manifest, plan 2, rows 2, text 2
+    assert done.num_rows == {"extract": 7, "label": 18}[job]  # manifest, plan 2, rows 2, text 2
     assert [name.rpartition("/")[2] for name in done.files] == ["aaaa.mp4"]
     assert storage.exists(output + "/previews/aaaab.mp4")
     for file in storage.list_files(output):
@@ -274,6 +282,14 @@ LABEL_DAMAGES = {
     ),
     "a foreign label": (edit("labels/*", lambda rows: rows[0].update(label="love")), "foreign"),
     "another model": (edit("labels/*", lambda rows: rows[0].update(model_id="n")), "another model"),
+    "a doubled window": (edit("windows/*", lambda rows: [*rows, rows[0]]), "windows stand twice"),
+    "a window of nobody": (
+        edit("windows/*", lambda rows: rows[0].update(person_id="7")), "windows are of nobody"
+    ),
+    "a longer window": (
+        edit("windows/*", lambda rows: rows[0].update(end_seconds=9.0)), "or length"
+    ),
+    "no windows": (lambda output: next(output.glob("windows/*")).unlink(), "no table of them"),
     "a lost score": (edit("frame_scores/*", lambda rows: rows[1:]), "do not sum to 1: aaaa"),
     "scores of nobody": (
         edit("frame_scores/*", lambda rows: [r | {"video_id": "zzzz"} for r in rows]),

@@ -164,6 +164,31 @@ def test_segments_together_equal_the_whole(videos: dict[str, Path], suffix: str)
         assert same(whole, list(sample_frames(file, fps=6, probe=probe(source))))
 
 
+LONG_GROUPS = {
+    "one key frame": {"g": "1000", "bf": "3", "sc_threshold": "0"},
+    "open and long": {
+        "x264-params": "open-gop=1:keyint=70:min-keyint=70:scenecut=0:bframes=3:b-pyramid=normal"
+    },
+}
+
+
+@pytest.mark.parametrize("groups", LONG_GROUPS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_segments_of_long_and_open_groups_start_at_the_right_frame(
+    tmp_path: Path, groups: str, suffix: str
+) -> None:
+    path = tmp_path / f"video.{suffix}"
+    compose(path, options=LONG_GROUPS[groups], num_frames=240)
+    rows = expected(path, Fraction(5))
+    for first in (1, 11, 12, 13, 23, 24, 36, 39):  # about the key frames at 0, 70, 140 and 210
+        frames = list(sample_frames(str(path), fps=5, first_index=first, num_frames=3))
+        assert [(f.frame_index, f.pts_seconds) for f in frames] == [
+            (k, seconds) for k, seconds, _ in rows[first : first + 3]
+        ]
+        for frame, (_, _, picture) in zip(frames, rows[first : first + 3], strict=True):
+            assert np.abs(frame.picture.astype(int) - picture).max() <= 2
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_skipping_decoder_gives_the_pictures_of_the_full_one(
     videos: dict[str, Path], suffix: str

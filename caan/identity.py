@@ -1,0 +1,147 @@
+"""Vectors that tell people apart: dlib's 128 numbers of a face, or VGG-Face's fc6 made shorter.
+
+Imported by the decoding child: nothing here needs torch or Ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+
+from caan.errors import InputError
+from caan.faces import Box, Face
+from caan.identity_network import CHIP_PIXELS, IdentityNetwork
+
+DLIB_DIM = 128
+"""Numbers of a dlib vector."""
+
+VGGFACE_DIM = 256
+"""Numbers that are kept of VGG-Face's fc6; cosines then err by about 0.06 (1 / sqrt(256))."""
+
+_MODELS = "face_recognition_models"
+_FILES = ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig:
+    """Which faces get a vector that tells people apart."""
+
+    name: Literal["dlib", "vggface", "none"] = "dlib"
+    """`dlib` (its network, on the CPU, while decoding), `vggface` (the face backbone's own fc6, at
+    no cost), or `none`: people are not told apart."""
+    every_seconds: float = 1.0
+    """dlib looks at one sampled frame in this time (20 ms a face), as a track needs few vectors.
+    Which frames depends on the sampling grid alone."""
+    min_face_pixels: float = 24.0
+    """Smaller faces get no vector: they look alike to dlib."""
+
+    def frame_step(self, fps: float) -> int:
+        """Frames that dlib looks at: those whose grid index is a multiple of this."""
+        return max(1, round(self.every_seconds * fps))
+
+
+class DlibIdentity:
+    """dlib's face recognition network after alignment by its five landmarks.
+
+    Source: the packages dlib-bin and face_recognition_models (public domain weights).
+    """
+
+    def __init__(self) -> None:
+        try:
+            import _dlib_pybind11 as dlib
+
+            found = {file.name: str(file.locate()) for file in metadata.files(_MODELS) or ()}
+            network, landmarks = (found[name] for name in _FILES)
+        except (ImportError, KeyError) as error:
+            raise InputError(
+                "--identity dlib needs the packages dlib-bin and face_recognition_models, which "
+                "are not installed: install them, or give --identity none (people are then not "
+                "told apart)"
+            ) from error
+        self._dlib = dlib
+        self._network = IdentityNetwork(network)
+        self._landmarks = dlib.shape_predictor(landmarks)
+
+    def __call__(self, picture: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+        """Vectors float32 [N, 128] of the faces in these boxes of a picture uint8 [H, W, 3] RGB.
+
+        Euclidean distances of the same person are mostly below 0.5, of two people above it.
+        """
+        if not boxes:
+            return np.zeros((0, DLIB_DIM), np.float32)
+        picture = np.ascontiguousarray(picture)
+        return self._network(np.array([self._chip(picture, box) for box in boxes]))
+
+    def _chip(self, picture: np.ndarray, box: Box) -> Any:
+        """The aligned face, uint8 [150, 150, 3]."""
+        rectangle = self._dlib.rectangle(*(round(value) for value in box))
+        landmarks = self._landmarks(picture, rectangle)
+        return self._dlib.get_face_chip(picture, landmarks, CHIP_PIXELS)
+
+
+@lru_cache(maxsize=1)
+def dlib_identity() -> DlibIdentity:
+    """The network, loaded once per process (30 MB of weights).
+
+    Raises:
+        InputError: its packages are not installed.
+    """
+    return DlibIdentity()
+
+
+def identify(
+    config: IdentityConfig | None,
+    fps: float,
+    frame_index: int,
+    faces: Sequence[Face],
+    picture: np.ndarray,
+) -> list[np.ndarray | None]:
+    """The vector of each face of a frame, None where it gets none; boxes are in its pixels."""
+    vectors: list[np.ndarray | None] = [None] * len(faces)
+    if config is None or config.name != "dlib" or frame_index % config.frame_step(fps):
+        return vectors
+    large = [n for n, face in enumerate(faces) if _side(face.box) >= config.min_face_pixels]
+    found = dlib_identity()(picture, [faces[n].box for n in large])
+    for n, vector in zip(large, found, strict=True):
+        vectors[n] = vector.astype(np.float16)
+    return vectors
+
+
+def _side(box: Box) -> float:
+    return float(np.sqrt((box[2] - box[0]) * (box[3] - box[1])))
+
+
+@lru_cache(maxsize=1)
+def _projection(dim: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(dim, VGGFACE_DIM)) / np.sqrt(VGGFACE_DIM)).astype(np.float32)
+
+
+def shorter(vectors: np.ndarray) -> np.ndarray:
+    """fc6 vectors [N, 4096] as float16 [N, 256] of length about 1 that keep their cosines.
+
+    Source: a seeded random projection (Johnson and Lindenstrauss 1984).
+    """
+    vectors = vectors.astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return (vectors @ _projection(vectors.shape[1])).astype(np.float16)
+
+
+def identity_name(wanted: str, face_backbone: str, *, is_random: bool) -> str:
+    """The vector that `auto` means for a backbone; every other name is itself.
+
+    Raises:
+        InputError: vggface is asked for, and the backbone is another or has random weights.
+    """
+    has_own = face_backbone == "vggface" and not is_random
+    if wanted == "vggface" and not has_own:
+        raise InputError(
+            f"--identity vggface needs the face backbone vggface with its own weights, and here it "
+            f"is {face_backbone}{' with random ones' if is_random else ''}: give dlib or none"
+        )
+    if wanted != "auto":
+        return wanted
+    return "vggface" if has_own else "dlib"

@@ -1,0 +1,207 @@
+"""What jobs.label does after the stages: videos as a whole, and the files that people open."""
+
+import datetime
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from caan import checkpoint, pooling, runs, storage
+from caan.people import Mark
+from caan.pooling import PoolConfig
+from caan.schema import MANIFEST_SCHEMA
+from caan.sidecars import (
+    Kind,
+    SidecarConfig,
+    labels_as_csv,
+    labels_as_json_lines,
+    write_sidecars,
+)
+
+logger = logging.getLogger(__name__)
+
+TABLE = "segment_scores"
+"""The first phase's table."""
+
+TABLES = ("labels", "windows", "frame_scores")
+"""The second phase's tables."""
+
+POOL_SEGMENTS = 500
+"""Segments of one task of the second phase (about 130 MB of frame vectors)."""
+
+FILE_VIDEOS = 16
+"""Videos whose timelines, previews and strips one task writes."""
+
+FOLDERS = {"vtt": "timelines", "eaf": "timelines", "preview": "previews", "strip": "strips"}
+"""Where the files of one video go."""
+
+
+def model_in_memory(folder: str | Path) -> dict[str, bytes]:
+    """The files of a model folder."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+
+def unpack(files: dict[str, bytes], folder: str) -> None:
+    """Write a model's files into a folder of this node."""
+    for name, content in files.items():
+        (Path(folder) / name).write_bytes(content)
+
+
+@ray.remote(num_cpus=1)
+def pool_part(
+    output: str, number: int, video_files: dict[str, list[str]], files: Any, config: PoolConfig
+) -> int:
+    """Second phase of some videos: read their segments, write their rows; gives the people."""
+    wanted = pa.array(sorted(video_files), pa.string())
+    names = sorted({name for of_video in video_files.values() for name in of_video})
+    tables = []
+    for table in runs.latest_segments(output, TABLE, only=names):
+        tables.append(table.filter(pc.is_in(table["video_id"], wanted)))
+    with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
+        unpack(files, folder)
+        model = checkpoint.load_model(folder)
+    marks = read_marks(output, wanted) if config.face_policy == "marked" else {}
+    pooled = pooling.pool_videos(pa.concat_tables(tables), model, config, marks)
+    for name in TABLES:
+        if name != "windows" or config.window_seconds:
+            part = storage.join(output, name, part_name(number))
+            storage.write_table(getattr(pooled, name), part)
+    return pc.sum(pc.is_valid(pooled.labels["person_id"])).as_py() or 0
+
+
+def part_name(number: int) -> str:
+    """File name of a part of the second phase's tables."""
+    return f"part-{number:05d}.parquet"
+
+
+def read_marks(output: str, video_ids: pa.Array) -> dict[str, Mark]:
+    """The marked people of these videos, from the run's manifest."""
+    columns = ["video_id", "face_box", "face_pts_seconds"]
+    manifest = storage.read_table(storage.join(output, "manifest.parquet"), columns)
+    rows = manifest.filter(pc.is_in(manifest["video_id"], video_ids)).to_pylist()
+    return {
+        row["video_id"]: Mark(box=tuple(row["face_box"]), pts_seconds=row["face_pts_seconds"])
+        for row in rows
+        if row["face_box"] is not None
+    }
+
+
+def pool(output: str, model_ref: Any, config: PoolConfig) -> int:
+    """Second phase: the rows of every video, in parts of whole videos; gives the people.
+
+    Each part is a pure function of the first phase's rows and replaces its files as a whole, so a
+    run that was interrupted here does this phase again and ends with the same tables.
+    """
+    video_files: dict[str, list[str]] = {}
+    num_segments: dict[str, int] = {}
+    for name in runs.part_files(output, TABLE):
+        for video_id in storage.read_table(name, ["video_id"])["video_id"].to_pylist():
+            of_video = video_files.setdefault(video_id, [])
+            if not of_video or of_video[-1] != name:
+                of_video.append(name)
+            num_segments[video_id] = num_segments.get(video_id, 0) + 1
+    parts: list[dict[str, list[str]]] = []
+    size = np.inf
+    for video_id in sorted(video_files, key=lambda v: (video_files[v][0], v)):
+        if size + num_segments[video_id] > POOL_SEGMENTS:
+            parts.append({})
+            size = 0
+        parts[-1][video_id] = video_files[video_id]
+        size += num_segments[video_id]
+    tasks = [pool_part.remote(output, n, part, model_ref, config) for n, part in enumerate(parts)]
+    num_people = sum(ray.get(tasks))
+    for table in TABLES:
+        first_old = 0 if table == "windows" and not config.window_seconds else len(parts)
+        for name in runs.part_files(output, table)[first_old:]:
+            storage.delete(name)
+    logger.info("%d videos labelled, with %d people", len(video_files), num_people)
+    return num_people
+
+
+def write_files(output: str, emotions: Sequence[str], kinds: Sequence[Kind]) -> dict[str, str]:
+    """Write the files that people open, as tasks on the cluster; those of an earlier run go.
+
+    Gives what failed: `video_id kind` -> a sentence.
+    """
+    for folder in sorted({*FOLDERS.values(), "tables"}):
+        storage.delete(storage.join(output, folder))
+    tasks = []
+    texts = [kind for kind in kinds if kind in ("csv", "jsonl")]
+    if texts:
+        tasks.append(write_texts.remote(output, tuple(emotions), texts))
+    of_videos = tuple(kind for kind in kinds if kind in FOLDERS)
+    written_at = datetime.datetime.now(datetime.UTC)
+    for number in range(len(runs.part_files(output, "labels")) if of_videos else 0):
+        part = storage.join(output, "labels", part_name(number))
+        ids = pc.unique(storage.read_table(part, ["video_id"])["video_id"]).to_pylist()
+        for start in range(0, len(ids), FILE_VIDEOS):
+            some = ids[start : start + FILE_VIDEOS]
+            config = SidecarConfig(kinds=of_videos)
+            tasks.append(write_part.remote(output, number, some, emotions, written_at, config))
+    failed = {name: why for found in ray.get(tasks) for name, why in found.items()}
+    for name, why in sorted(failed.items())[:10]:
+        logger.warning("not written: %s: %s", name, why)
+    return failed
+
+
+@ray.remote(num_cpus=1)
+def write_part(
+    output: str,
+    number: int,
+    video_ids: list[str],
+    emotions: Sequence[str],
+    written_at: datetime.datetime,
+    config: SidecarConfig,
+) -> dict[str, str]:
+    """Timelines, previews and strips of some videos of one part; gives what failed."""
+    wanted = pa.array(video_ids, pa.string())
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in TABLES}
+    for name in TABLES:
+        path = storage.join(output, name, part_name(number))
+        if name != "windows" or storage.exists(path):
+            table = storage.read_table(path)
+            for row in table.filter(pc.is_in(table["video_id"], wanted)).to_pylist():
+                rows[name].setdefault(row["video_id"], []).append(row)
+    manifest = storage.read_table(
+        storage.join(output, "manifest.parquet"), list(MANIFEST_SCHEMA.names)
+    )
+    failed: dict[str, str] = {}
+    for row in manifest.filter(pc.is_in(manifest["video_id"], wanted)).to_pylist():
+        video_id = row["video_id"]
+        found = write_sidecars(
+            output,
+            row,
+            people=rows["labels"][video_id],
+            windows=rows["windows"].get(video_id, []),
+            frame_scores=rows["frame_scores"].get(video_id, []),
+            emotions=emotions,
+            written_at=written_at,
+            config=config,
+        )
+        failed |= {f"{video_id} {kind}": why for kind, why in found.items()}
+    return failed
+
+
+@ray.remote(num_cpus=1)
+def write_texts(output: str, emotions: Sequence[str], kinds: Sequence[str]) -> dict[str, str]:
+    """`tables/labels.csv`, `.jsonl` and the same of the windows, part by part."""
+    for name in ("labels", "windows"):
+        texts: dict[str, list[str]] = {kind: [] for kind in kinds}
+        for file in runs.part_files(output, name):
+            table = storage.read_table(file)
+            if "csv" in texts:
+                text = labels_as_csv(table, emotions)
+                texts["csv"].append(text.partition("\n")[2] if texts["csv"] else text)
+            if "jsonl" in texts:
+                texts["jsonl"].append(labels_as_json_lines(table))
+        for kind, parts in texts.items():
+            if parts:
+                path = storage.join(output, "tables", f"{name}.{kind}")
+                storage.write_bytes(path, "".join(parts).encode())
+    return {}
