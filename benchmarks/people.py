@@ -213,7 +213,7 @@ def cut(path: Path, fps: float, kept: Path, request: dict[str, Any]) -> float:
     if target.exists():
         return 0.0
     config = ExtractionConfig(
-        detector="libfacedetection", fps=fps, face_policy="all", max_faces_per_frame=8
+        detector="libfacedetection", fps=fps, face_policy="all", max_faces_per_frame=4
     )
     cut_config = config.cut_config(detect_here=True, identity=IdentityConfig())
     warm_up(cut_config)
@@ -227,7 +227,7 @@ def cut(path: Path, fps: float, kept: Path, request: dict[str, Any]) -> float:
         decoder="pyav",
     ):
         segment.add([frame])
-        for row in (*segment.faces[-8:], segment.frames[-1]):
+        for row in (*segment.faces[-4:], segment.frames[-1]):
             row["picture"] = None  # an hour of pictures is not kept
     storage.write_table(segment.table("pyav", None), target)
     return time.process_time() - start

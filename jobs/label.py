@@ -22,7 +22,7 @@ from caan import checkpoint, config, on_ray, runs, storage
 from caan.checkpoint import ModelInfo
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
-from caan.identity import IdentityConfig, identity_name
+from caan.identity import IdentityConfig, dlib_identity, identity_name
 from caan.labelling import SegmentScorer
 from caan.pooling import PoolConfig
 from caan.sidecars import Kind
@@ -62,7 +62,7 @@ class Job:
     """Where the context backbone's weights lie here; they must be the model's."""
     min_face_score: float | None = None
     """Lowest score of a face, 0 to 1."""
-    max_faces_per_frame: int = 8
+    max_faces_per_frame: int = 4
     """Most faces of one frame that are looked at, the largest first."""
     identity: Literal["auto", "dlib", "vggface", "none"] = "auto"
     """Vector that tells people apart: auto is vggface's own where it is the backbone, else dlib."""
@@ -194,6 +194,8 @@ def main(job: Job) -> int:
             ),  # type: ignore[arg-type]
             every_seconds=job.identity_seconds,
         )
+        if people.name == "dlib":
+            dlib_identity()  # that it is installed must be known before the job starts
         pooling = pool_config_of(job, model.info, people.name)
         identity["model"] = model.model_id
         identity["people"] = config.to_dict(people)
