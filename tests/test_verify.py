@@ -38,7 +38,7 @@ def segment_row(request, schema):
     def item(column, k):
         types = schema.field(column).type.value_type
         known = {"frame_index": k, "pts_seconds": k / 2.0, "box": [0, 0, 9, 9], "score": 1.0}
-        known |= {"raw_score": 0.5}
+        known |= {"raw_score": 0.5, "blind_raw_score": 0.5}
         return {
             part.name: known.get(part.name, [0] * getattr(part.type, "list_size", 0))
             if part.name != "logits"
