@@ -9,7 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.thumbnails import open_source
@@ -17,6 +17,7 @@ from caan.timelines import Span, person_name
 from caan.video import probe, sample_frames
 
 Row = Mapping[str, Any]
+Rectangle = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class PreviewConfig:
     """Pictures per second; a slower video keeps its own rate."""
     max_side_pixels: int = 640
     """Longer side of the picture."""
+    min_side_pixels: int = 480
+    """Smaller pictures are enlarged to this longer side, so that words can be read; 0: never."""
     quality: int = 26
     """x264's constant rate factor: lower is better and larger."""
 
@@ -91,7 +94,9 @@ def write_preview(
         person_id: _Person(rows, [span for span in spans if span.person_id == person_id])
         for person_id, rows in sorted(by_person.items())
     }
-    scale = min(1.0, config.max_side_pixels / max(about.width, about.height))
+    longer = max(about.width, about.height)
+    scale = min(config.max_side_pixels / longer, max(1.0, config.min_side_pixels / longer))
+    size = max(2, round(about.width * scale)) // 2 * 2, max(2, round(about.height * scale)) // 2 * 2
     rate = Fraction(fps).limit_denominator(1000)
     num_pictures = 0
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -102,7 +107,7 @@ def write_preview(
             open_source(path), fps=float(rate), max_side_pixels=config.max_side_pixels, probe=about
         ):
             seconds = frame.frame_index / float(rate)
-            picture = draw_people(frame.picture, people, seconds, scale)
+            picture = draw_people(_sized(frame.picture, scale, size), people, seconds, scale)
             if num_pictures == 0:
                 stream.width, stream.height = picture.width, picture.height
             encoded = av.VideoFrame.from_image(picture)
@@ -114,37 +119,75 @@ def write_preview(
     return num_pictures
 
 
-def draw_people(
-    picture: np.ndarray, people: Mapping[str, _Person], seconds: float, scale: float
-) -> Image.Image:
-    """The picture (uint8 [H, W, 3] RGB, scaled by `scale`) with what is known at this time.
-
-    Odd sides are cropped by a pixel, as H.264 wants even ones.
-    """
+def _sized(picture: np.ndarray, scale: float, size: tuple[int, int]) -> Image.Image:
+    """The picture enlarged if `scale` says so, without the odd pixel that H.264 cannot have."""
+    if scale > 1.0:
+        return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-    image = Image.fromarray(np.ascontiguousarray(picture[:height, :width]))
-    draw = ImageDraw.Draw(image)
-    size = max(11, height // 26)
-    font = ImageFont.load_default(size)
+    return Image.fromarray(np.ascontiguousarray(picture[:height, :width]))
+
+
+def draw_people(
+    image: Image.Image, people: Mapping[str, _Person], seconds: float, scale: float
+) -> Image.Image:
+    """The picture (RGB, `scale` times the full size) with what is known at this time."""
+    draw = ImageDraw.Draw(image, "RGBA")
+    width, height = image.size
+    font = ImageFont.load_default(max(12, min(width, height) // 24))
+    words: list[tuple[Rectangle, str, str]] = []
     for person_id, person in people.items():
         now = person.at(seconds)
         if now is None:
             continue
         row, box = now
-        x0, y0, x1, y1 = (scale * box).tolist()
         label = person.label_at(seconds)
         colour = EMOTION_COLOURS.get(label[0], OTHER_COLOUR) if label else OTHER_COLOUR
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, height // 180))
-        text = " ".join(
-            filter(None, [person_name(person_id), f"{label[0]} {label[1]:.2f}" if label else ""])
-        )
-        text_width = draw.textlength(text, font=font)
-        left = min(max(0.0, x0), max(0.0, width - text_width - 6))
-        top = y0 - size - 6 if y0 >= size + 6 else min(y1 + 8, height - size - 6)
-        draw.rectangle((left, top, left + text_width + 6, top + size + 5), fill=colour)
-        draw.text((left + 3, top + 1), text, fill="white", font=font)
         score = (row["emotion_score"] or 0.0) / person.highest
-        bar = max(3, height // 90)
-        draw.rectangle((x0, y1 + 1, x1, y1 + 1 + bar), fill="#e8eaed")
-        draw.rectangle((x0, y1 + 1, x0 + score * (x1 - x0), y1 + 1 + bar), fill=colour)
+        rectangle = x0, y0, x1, y1 = tuple((scale * box).tolist())
+        thick = max(2, min(width, height) // 160)
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0, 150), width=thick + 2)
+        draw.rectangle(rectangle, outline=colour, width=thick)
+        bar = x0, y1 + 2, max(x1, x0 + 24), y1 + 3 + max(4, min(width, height) // 60)
+        draw.rectangle((bar[0] - 1, bar[1] - 1, bar[2] + 1, bar[3] + 1), fill=(0, 0, 0, 170))
+        draw.rectangle((bar[0], bar[1], bar[0] + score * (bar[2] - bar[0]), bar[3]), fill=colour)
+        who = person_name(person_id) if len(people) == 1 else person_id
+        text = " ".join(filter(None, [who, f"{label[0]} {label[1]:.2f}" if label else ""])) or "?"
+        words.append(((x0, y0, bar[2], bar[3]), text, colour))
+    taken: list[Rectangle] = [rectangle for rectangle, _, _ in words]
+    for rectangle, text, colour in words:
+        x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
+        place = _free_place(rectangle, (x1 + 8, y1 - y0 + 7), image.size, taken)
+        taken.append(place)
+        draw.rectangle(place, fill=colour)
+        ink = "black" if _brightness(colour) > 0.5 else "white"
+        draw.text((place[0] + 4, place[1] + 3 - y0), text, fill=ink, font=font)
     return image
+
+
+def _free_place(
+    box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Where a label of this size goes: by its box, clear of faces and other labels if it can be."""
+    width, height = size
+    most = max(0.0, picture[0] - width)
+    lefts = [min(max(0.0, left), most) for left in (box[0] - 1, box[2] + 1 - width)]
+    above, below = box[1] - height - 2, box[3] + 3
+    tops = [above, below, *(above - (height + 2) * n for n in (1, 2))]
+    tops += [below + (height + 2) * n for n in (1, 2)]
+    places = [(left, top, left + width, top + height) for top in tops for left in lefts]
+    inside = [p for p in places if p[1] >= 0 and p[3] <= picture[1]]
+    for place in inside:
+        if not any(_overlap(place, other) for other in taken):
+            return place
+    top = min(max(0.0, above), max(0.0, picture[1] - height))
+    return inside[0] if inside else (lefts[0], top, lefts[0] + width, top + height)
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _brightness(colour: str) -> float:
+    """Relative luminance 0..1 of `#rrggbb`, roughly."""
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return (0.299 * red + 0.587 * green + 0.114 * blue) / 255

@@ -180,10 +180,13 @@ def write_strips(
 def choose_videos(
     videos: Sequence[EvaluatedVideo], emotions: Sequence[str], count: int
 ) -> list[EvaluatedVideo]:
-    """Up to `count` videos with a prediction: the surest of each emotion in turn, then the next."""
+    """Up to `count` videos with a prediction: the surest of each emotion in turn, then the next.
+
+    Uncertain ones count for the emotion that was withheld.
+    """
     queues = []
     for emotion in emotions:
-        found = [video for video in videos if video.predicted == emotion]
+        found = [video for video in videos if video.guess == emotion]
         queues.append(sorted(found, key=lambda v: -evaluation.confidences([v])[0]))
     rounds = range(max((len(queue) for queue in queues), default=0))
     return [queue[i] for i in rounds for queue in queues if i < len(queue)][:count]
@@ -192,7 +195,7 @@ def choose_videos(
 def strip_title(video: EvaluatedVideo) -> str:
     """File name, prediction with confidence, the truth where it is known, what the context did."""
     name = video.row["uri"].rpartition("/")[2]
-    title = f"{name} · {video.predicted} {evaluation.confidences([video])[0]:.2f}"
+    title = f"{name} · {video.predicted or UNCERTAIN} {evaluation.confidences([video])[0]:.2f}"
     title = title if video.truth is None else f"{title} (true: {video.truth})"
     told = evaluation.context_told(video.scored or {})
     return f"{title} · {told}" if told else title

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from caan.previews import PreviewConfig, write_preview
+from caan.previews import PreviewConfig, _free_place, _overlap, write_preview
 from caan.timelines import Span
 
 SIZE = 201, 121  # odd sides
@@ -37,7 +37,11 @@ def test_a_preview_shows_the_box_where_the_face_is_and_only_while_it_is_there(
     span = Span(person_id="p0", start_seconds=0, end_seconds=2, label="joy", confidence=0.9)
     target = tmp_path / "out.mp4"
     count = write_preview(
-        str(tmp_path / "in.avi"), target, scores, [span], PreviewConfig(max_fps=4, quality=12)
+        str(tmp_path / "in.avi"),
+        target,
+        scores,
+        [span],
+        PreviewConfig(max_fps=4, quality=12, min_side_pixels=0),
     )
     with av.open(str(target)) as container:
         stream = container.streams.video[0]
@@ -58,7 +62,7 @@ def test_a_preview_shows_the_box_where_the_face_is_and_only_while_it_is_there(
 
 def test_a_preview_is_scaled_with_its_boxes(tmp_path: Path) -> None:
     write_clip(tmp_path / "in.avi")
-    config = PreviewConfig(max_side_pixels=100, max_fps=2, quality=8)
+    config = PreviewConfig(max_side_pixels=100, min_side_pixels=0, max_fps=2, quality=8)
     write_preview(str(tmp_path / "in.avi"), tmp_path / "out.mp4", [score(0, 100.0)], [], config)
     with av.open(str(tmp_path / "out.mp4")) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
@@ -66,3 +70,25 @@ def test_a_preview_is_scaled_with_its_boxes(tmp_path: Path) -> None:
     changed = np.flatnonzero(np.abs(picture[35] - 128).max(axis=1) > 25)
     assert changed.min() == pytest.approx(50, abs=2)
     assert changed.max() == pytest.approx(70, abs=2)
+
+
+def test_a_preview_plays_in_browsers_and_starts_before_it_is_loaded(tmp_path: Path) -> None:
+    write_clip(tmp_path / "in.avi")
+    target = tmp_path / "out.mp4"
+    write_preview(str(tmp_path / "in.avi"), target, [score(0, 20.0)], [], PreviewConfig(max_fps=2))
+    content = target.read_bytes()
+    assert 0 < content.index(b"moov") < content.index(b"mdat")
+    with av.open(str(target)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        assert (context.width, context.height) == (480, 288)  # enlarged, so that words can be read
+
+
+def test_labels_cover_neither_faces_nor_each_other() -> None:
+    taken = [(10.0, 30.0, 50.0, 70.0), (60.0, 20.0, 90.0, 60.0)]
+    for box in list(taken):
+        place = _free_place(box, (60.0, 12.0), (200, 100), taken)
+        assert not any(_overlap(place, other) for other in taken)
+        taken.append(place)
+    # where there is no room it stays inside the picture
+    assert _free_place((0.0, 0.0, 30.0, 30.0), (60.0, 12.0), (40, 30), []) == (0, 0, 60, 12)

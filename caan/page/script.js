@@ -150,7 +150,7 @@ function reliability() {
   if (!D.reliability) return;
   $("calibration").hidden = false;
   const size = 200, chart = svg("svg", { viewBox: `-26 -6 ${size + 34} ${size + 28}`, role: "img",
-    "aria-label": "accuracy against confidence", style: "max-height:168px" });
+    "aria-label": "accuracy against confidence", style: "max-height:190px" });
   const at = value => value.toFixed(1), y = value => at(size * (1 - value));
   [0, 0.5, 1].forEach(value => chart.append(
     svg("line", { x1: 0, x2: size, y1: y(value), y2: y(value), stroke: "var(--line)" }),
