@@ -16,6 +16,7 @@ from torch import Tensor
 from caan.errors import InputError
 
 TRIPLET_MININGS = ("semi_hard", "batch_all")
+FRAME_SHARES = ("equal", "scores")
 CLASS_WEIGHTS = ("none", "balanced", "log")
 VIDEO_LOSSES = ("cross_entropy", "l2")
 
@@ -26,6 +27,9 @@ class LossConfig:
 
     frame_weight: float = 1.0
     """Weight of the softmax loss on each frame (paper 4.2)."""
+    frame_share: str = "equal"
+    """Share of each frame in its video's frame loss. equal; scores: its emotion score (no gradient
+    flows into it), so that frames that show another emotion teach less."""
     triplet_weight: float = 1.0
     """Weight of the triplet loss on R (paper 4.2)."""
     video_weight: float = 1.0
@@ -47,6 +51,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for option, value, choices in (
+            ("frame_share", self.frame_share, FRAME_SHARES),
             ("triplet_mining", self.triplet_mining, TRIPLET_MININGS),
             ("class_weights", self.class_weights, CLASS_WEIGHTS),
             ("video_loss", self.video_loss, VIDEO_LOSSES),
@@ -75,9 +80,15 @@ def video_squared_error(logits_BK: Tensor, targets: Tensor) -> Tensor:
 
 
 def frame_cross_entropy(
-    frame_logits_BTK: Tensor, targets: Tensor, mask_BT: Tensor, label_smoothing: float = 0.0
+    frame_logits_BTK: Tensor,
+    targets: Tensor,
+    mask_BT: Tensor,
+    label_smoothing: float = 0.0,
+    scores_BT: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy of each frame with its video's label, averaged per video: [B].
+
+    With `scores_BT` (0 on padding) a frame counts by its emotion score instead of like any other.
 
     Source: paper Section 4.2; every video counts the same, however many frames it has.
     """
@@ -90,6 +101,10 @@ def frame_cross_entropy(
         reduction="none",
     ).view(num_videos, num_frames)
     loss_BT = loss_BT.masked_fill(~mask_BT, 0.0)
+    if scores_BT is not None:
+        # Scores of the raw form can be negative.
+        weights_BT = scores_BT.clamp(min=0.0)
+        return (weights_BT * loss_BT).sum(dim=1) / weights_BT.sum(dim=1).clamp(min=1e-9)
     return loss_BT.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
 
 

@@ -28,7 +28,11 @@ def batch_loss(
     per_video_B = torch.zeros_like(class_weight_B)
     if config.frame_weight > 0:
         per_video_B = per_video_B + config.frame_weight * losses.frame_cross_entropy(
-            output.frame_logits_BTK, targets_B, frames.mask_BT, config.label_smoothing
+            output.frame_logits_BTK,
+            targets_B,
+            frames.mask_BT,
+            config.label_smoothing,
+            output.scores_BT.detach() if config.frame_share == "scores" else None,
         )
     if config.video_weight > 0:
         if config.video_loss == "l2":

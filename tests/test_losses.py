@@ -73,6 +73,17 @@ def test_frame_loss_counts_each_video_once_and_ignores_padding():
     torch.testing.assert_close(got, torch.stack([first, second]))
 
 
+def test_a_frame_counts_by_its_emotion_score_if_asked():
+    logits, mask, target = torch.randn(1, 3, 4), torch.tensor([[True, True, False]]), [2]
+    of_frame = F.cross_entropy(logits[0], torch.tensor(target * 3), reduction="none")
+    scores = torch.tensor([[0.9, 0.1, 0.0]])
+    got = losses.frame_cross_entropy(logits, torch.tensor(target), mask, scores_BT=scores)
+    torch.testing.assert_close(got[0], 0.9 * of_frame[0] + 0.1 * of_frame[1])
+    raw = torch.tensor([[3.0, -2.0, 0.0]])
+    got = losses.frame_cross_entropy(logits, torch.tensor(target), mask, scores_BT=raw)
+    torch.testing.assert_close(got[0], of_frame[0])
+
+
 def test_votes_as_probabilities_equal_class_numbers_when_all_agree():
     logits, targets = torch.randn(3, 4), torch.tensor([0, 3, 1])
     votes = F.one_hot(targets, 4).float()
