@@ -51,9 +51,9 @@ MISSED = (0.2, 0.2, 0.6)
 """Share of informative, neutral and spoiled faces that no detector finds."""
 
 
-def _changed(name: str, *, dropout: float | None = None, **losses: float) -> Recipe:
+def _changed(name: str, dropout: float, losses: dict[str, Any]) -> Recipe:
     recipe = RECIPES[name]
-    train = replace(recipe.train, losses=replace(recipe.train.losses, **losses))  # type: ignore[arg-type]
+    train = replace(recipe.train, losses=replace(recipe.train.losses, **losses))
     return Recipe(model=replace(recipe.model, dropout=dropout), train=train)
 
 
@@ -61,7 +61,7 @@ VARIANTS = {
     "faa": RECIPES["faa"],
     "ffaa": RECIPES["ffaa"],
     **{
-        f"{name}{title}": _changed(name, dropout=dropout, **losses)
+        f"{name}{title}": _changed(name, dropout, losses)
         for name in ("caan_face", "caan")
         for title, dropout, losses in (
             ("", 0.0, {"frame_weight": 1.0}),
@@ -70,6 +70,8 @@ VARIANTS = {
             (" triplet 0", 0.0, {"frame_weight": 1.0, "triplet_weight": 0.0}),
             (" dropout", 0.5, {"frame_weight": 1.0}),
             (" frame 0.3 dropout", 0.5, {"frame_weight": 0.3}),
+            (" frame by scores", 0.0, {"frame_share": "scores"}),
+            (" frame by scores dropout", 0.5, {"frame_share": "scores"}),
             (" frame 0 dropout", 0.5, {"frame_weight": 0.0}),
             (" video only dropout", 0.5, {"frame_weight": 0.0, "triplet_weight": 0.0}),
         )
