@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from caan import cascade, cutting
+from caan import cascade, cutting, verification
 from caan.cascade import GAP_SECONDS, LOOK_SECONDS
-from caan.extraction import ExtractionConfig
+from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.planning import plan_segments
+from caan.schema import MANIFEST_SCHEMA, table_of
 from caan.video import key_frames, sample_frames
+from jobs.pipeline import cascade_line
 
 CONFIG = ExtractionConfig(detector="libfacedetection", fps=2.0, face_policy="all", cascade=True)
 
@@ -166,3 +169,28 @@ def test_key_frames_of_other_codecs_equal_those_of_decoding_all(shared_clips: Pa
             nearest = min(frames, key=lambda pts: abs(pts - look.pts_seconds))
             assert nearest == pytest.approx(look.pts_seconds, abs=1e-6)
             assert np.array_equal(frames[nearest].picture, look.picture)
+
+
+def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(
+    tmp_path: Path, carphone: Path
+) -> None:
+    path = write_clip(tmp_path / "in.mp4", carphone, ["none", "none", "none", "face"])
+    manifest = [{"video_id": "v", "uri": str(path), "duration_seconds": 16.0}]
+    plan = plan_segments(table_of(manifest, MANIFEST_SCHEMA), fps=2.0, segment_frames=16)
+    decoder = SegmentDecoder(
+        CONFIG.cut_config(detect_here=True), SandboxConfig(), str(tmp_path / "tries")
+    )
+    table = decoder(plan)
+    decoder.sandbox.close()
+    counts = decoder.take_counts()
+    assert table["status"].to_pylist() == ["no_face", "ok"]
+    assert (counts["frames_sampled"], counts["frames_skipped"]) == (12, 20)
+    saved = cascade.estimated_savings(counts)
+    assert saved is not None
+    assert saved["saved_seconds_detect"] is not None
+    assert "20 frames skipped" in cascade_line(saved)
+    for request, row in zip(plan.to_pylist(), table.to_pylist(), strict=True):
+        row |= {name: np.array([f[name] for f in row["frames"]]) for name in ("frame_index",)}
+        row |= {"pts": np.array([f["pts_seconds"] for f in row["frames"]]), "face_index": []}
+        assert verification._is_on_grid(row, request, {"fps": 2.0, "cascade": True})
+        assert not verification._is_on_grid(row, request, {"fps": 2.0, "cascade": False})
