@@ -56,7 +56,7 @@ def main(options: Benchmark) -> None:
     results: dict[str, Any] = {}
     all_of_clips = run(clips, full)
     results["clips"] = compare(clips, full, all_of_clips)
-    print("clips", json.dumps(results["clips"]), flush=True)
+    save(options, results)
     material: dict[bool, list[Path]] = {False: [], True: []}
     for path, seconds in all_of_clips.durations.items():
         with_face = len({face[1] for face in all_of_clips.faces if face[0] == path})
@@ -68,7 +68,11 @@ def main(options: Benchmark) -> None:
             film = Path(folder) / f"{name}.mp4"
             compose(film, material, share, options.minutes * 60)
             results[name] = compare([film], full, run([film], full))
-            print(name, json.dumps(results[name]), flush=True)
+            save(options, results)
+
+
+def save(options: Benchmark, results: dict[str, Any]) -> None:
+    """Write what was measured so far."""
     command = f"python -m benchmarks.cascade --clips CLIPS --minutes {options.minutes:g}"
     options.output.write_text(
         json.dumps({"command": command, "fps": options.fps, "results": results}, indent=2) + "\n"
