@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.attention import areas
 from caan.backbones import BackboneConfig, embed_pictures, load_backbone
+from caan.division import split_validation
 from caan.models.build import build_model
-from caan.packing import PackedVideos, split_validation
+from caan.packing import PackedVideos
 from caan.prediction import predict
 from caan.recipes import RECIPES, Recipe
 from caan.schema import EMOTIONS

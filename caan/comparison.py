@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan import config, metrics, storage
+from caan.division import split_validation
 from caan.errors import InputError
 from caan.loading import check_classes
 from caan.models.build import ModelConfig, build_model
 from caan.models.classical import CLASSICAL_MODELS, EncoderConfig, build_encoder
-from caan.packing import PackedVideos, split_validation
+from caan.packing import PackedVideos
 from caan.prediction import RULES, predict
 from caan.recipes import RECIPES, Recipe
 from caan.training import fit

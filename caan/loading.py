@@ -9,7 +9,7 @@ from torch import Tensor
 
 from caan.errors import InputError
 from caan.models.frames import FrameBatch, Head
-from caan.packing import PackedVideos
+from caan.packing import PackedVideos, Videos
 
 SAMPLINGS = ("balanced", "shuffled")
 
@@ -27,6 +27,8 @@ class Loader(Protocol):
 
     label_counts_K: np.ndarray
     """Training videos per emotion, over all workers."""
+    class_weights_K: np.ndarray
+    """Weight of each emotion's videos that makes up for batches without equally many of each."""
 
     def moments(self, modality: str) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the training frames' "face" or "context" vectors."""
@@ -70,6 +72,7 @@ class MemoryLoader:
         self.label_counts_K = np.bincount(
             self.videos.labels_V, minlength=len(self.videos.label_set)
         )
+        self.class_weights_K = np.ones(len(self.label_counts_K), np.float32)
         self._modalities = modalities
         self._maps = tuple(maps)
         self._batch_videos = batch_videos
@@ -157,9 +160,16 @@ def sample_frames_of(
 
     A video of at most `num_frames` frames gives all of them.
     """
-    starts_B, counts_B = videos.starts_V[chosen], videos.counts_V[chosen]
+    offset_BT, mask_BT = sample_offsets(videos.counts_V[chosen], num_frames, rng)
+    return videos.starts_V[chosen][:, None] + offset_BT, mask_BT
+
+
+def sample_offsets(
+    counts_B: np.ndarray, num_frames: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`sample_frames_of` for videos of so many frames: places of frames within their video."""
     edges_BT = np.arange(num_frames + 1) * counts_B[:, None] // num_frames
-    jitter_BT = rng.random((len(chosen), num_frames)) * np.diff(edges_BT, axis=1)
+    jitter_BT = rng.random((len(counts_B), num_frames)) * np.diff(edges_BT, axis=1)
     jittered_BT = edges_BT[:, :-1] + jitter_BT.astype(np.int64)
     plain_BT = np.broadcast_to(np.arange(num_frames), jittered_BT.shape)
     few_B1 = counts_B[:, None] <= num_frames
@@ -167,7 +177,7 @@ def sample_frames_of(
     mask_BT = offset_BT < counts_B[:, None]
     offset_BT = np.minimum(offset_BT, counts_B[:, None] - 1)
     width = int(mask_BT.any(axis=0).sum())
-    return (starts_B[:, None] + offset_BT)[:, :width], mask_BT[:, :width]
+    return offset_BT[:, :width], mask_BT[:, :width]
 
 
 def gather_frames(
@@ -204,7 +214,7 @@ def rows_of_all(videos: PackedVideos) -> np.ndarray:
     return np.repeat(first_V, videos.counts_V) + np.arange(ends_V[-1] if len(ends_V) else 0)
 
 
-def check_faces(model: Head, videos: PackedVideos) -> None:
+def check_faces(model: Head, videos: Videos) -> None:
     """Say so if frames have no face and the head has nothing to put there.
 
     Raises:
@@ -212,7 +222,7 @@ def check_faces(model: Head, videos: PackedVideos) -> None:
     """
     if "face" not in model.modalities or hasattr(model, "null_face_D"):
         return
-    if not videos.has_face_N[rows_of_all(videos)].all():
+    if not videos.has_all_faces:
         raise InputError(
             "some frames have no face (no_face=context_only), and this head has no vector for "
             "that; set `null_face` if the head has it, or take no_face=drop"

@@ -1,9 +1,9 @@
 """Features of many videos in a few flat arrays, which worker processes can share without copies."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,36 @@ NO_FACE_POLICIES = ("drop", "context_only")
 
 MAP_SEGMENTS = 16
 """Segments whose pool5 maps are copied at once (100 MB of VGG's with 128 frames each)."""
+
+
+class Videos(Protocol):
+    """Videos to go over: packed in memory (PackedVideos), or in files (PackedFiles)."""
+
+    @property
+    def label_set(self) -> tuple[str, ...]:
+        """The emotions, in the order of their numbers."""
+        ...
+
+    @property
+    def face_dim(self) -> int:
+        """Size of a face vector."""
+        ...
+
+    @property
+    def context_dim(self) -> int:
+        """Size of a context vector."""
+        ...
+
+    @property
+    def has_all_faces(self) -> bool:
+        """Whether every frame has a face."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def shares(self, rank: int, world_size: int) -> Iterator["PackedVideos"]:
+        """This worker's part of the videos, in portions; those of all workers are all videos."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +101,12 @@ class PackedVideos:
         maps = sum(maps_NCHW.nbytes for maps_NCHW in self.maps.values())
         return self.face_ND.nbytes + self.context_NE.nbytes + maps
 
+    @property
+    def has_all_faces(self) -> bool:
+        """Whether every frame of these videos has a face."""
+        missing = np.concatenate([[0], np.cumsum(~self.has_face_N)])
+        return bool((missing[self.starts_V + self.counts_V] == missing[self.starts_V]).all())
+
     def select(self, videos: np.ndarray | Sequence[int]) -> "PackedVideos":
         """These videos (numbers, or a mask), sharing the frame arrays."""
         chosen = np.asarray(videos)
@@ -97,6 +133,13 @@ class PackedVideos:
         """The videos with a label and at least one frame: what can be learned from or scored."""
         return self.select((self.labels_V >= 0) & (self.counts_V > 0))
 
+    def shares(self, rank: int, world_size: int) -> Iterator["PackedVideos"]:
+        """This worker's part of a pass over all videos, in portions that fit into memory."""
+        if world_size == 1:
+            yield self
+        else:
+            yield self.select(np.arange(rank, len(self), world_size))
+
     def rows_of(self, video: int) -> slice:
         """Rows of the frame arrays that belong to one video of this selection."""
         start = int(self.starts_V[video])
@@ -120,27 +163,8 @@ def pack_features(
         InputError: a label outside the label set, no features for the manifest's videos, features
             of different backbones.
     """
-    if no_face not in NO_FACE_POLICIES:
-        raise InputError(
-            f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
-        )
-    video_ids = manifest["video_id"].combine_chunks()
-    marked_V4 = _marked_boxes(manifest)
-    parts: list[_Frames] = []
-    dims: tuple[int, int] | None = None
-    for table in features:
-        table_dims = _dimensions(table.schema)
-        if dims is not None and table_dims != dims:
-            raise InputError(
-                f"features of different backbones: vectors of {dims} and {table_dims} numbers "
-                "(face, context); pack each extraction on its own"
-            )
-        dims = table_dims
-        for batch in table.to_batches():
-            if batch.num_rows:
-                parts.append(_frames_of_batch(batch, video_ids, marked_V4, no_face))
-    num_frames = sum(len(part.video_N) for part in parts)
-    if dims is None or (num_frames == 0 and not any(part.any_known for part in parts)):
+    parts = list(usable_frames(features, manifest, no_face=no_face))
+    if not any(part.any_known for part in parts):
         raise InputError("no features belong to the videos of this manifest")
     video_N = _joined(parts, "video_N")
     index_N = _joined(parts, "frame_index_N")
@@ -156,11 +180,46 @@ def pack_features(
         frame_indices_N=index_N if in_order else index_N[order_N],
         starts_V=np.concatenate([[0], np.cumsum(counts_V)[:-1]]).astype(np.int64),
         counts_V=counts_V,
-        labels_V=_label_numbers(manifest, label_set),
-        video_ids_V=np.array(video_ids.to_pylist(), dtype=np.str_),
-        splits_V=np.array([split or "" for split in _texts(manifest, "split")], dtype=np.str_),
-        label_set=tuple(label_set),
+        **manifest_arrays(manifest, label_set),
     )
+
+
+def usable_frames(
+    features: Iterable[pa.Table], manifest: pa.Table, *, no_face: str = "drop"
+) -> Iterator["Frames"]:
+    """The usable frames of each record batch of these tables, chosen as `pack_features` says.
+
+    Raises:
+        InputError: features of different backbones, or an unknown `no_face`.
+    """
+    if no_face not in NO_FACE_POLICIES:
+        raise InputError(
+            f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
+        )
+    video_ids = manifest["video_id"].combine_chunks()
+    marked_V4 = _marked_boxes(manifest)
+    dims: tuple[int, int] | None = None
+    for table in features:
+        table_dims = _dimensions(table.schema)
+        if dims is not None and table_dims != dims:
+            raise InputError(
+                f"features of different backbones: vectors of {dims} and {table_dims} numbers "
+                "(face, context); pack each extraction on its own"
+            )
+        dims = table_dims
+        for batch in table.to_batches():
+            if batch.num_rows:
+                yield _frames_of_batch(batch, video_ids, marked_V4, no_face)
+
+
+def manifest_arrays(manifest: pa.Table, label_set: Sequence[str]) -> dict[str, Any]:
+    """What PackedVideos knows of its videos from the manifest alone."""
+    return {
+        "labels_V": _label_numbers(manifest, label_set),
+        "video_ids_V": np.array(manifest["video_id"].to_pylist(), dtype=np.str_),
+        "splits_V": np.array([s or "" for s in _texts(manifest, "split")], dtype=np.str_),
+        "label_set": tuple(label_set),
+    }
 
 
 def add_maps(
@@ -239,33 +298,12 @@ def _map_rows(
     return row[good], map_row[good], values
 
 
-def split_validation(
-    videos: PackedVideos, *, fraction: float = 0.15, seed: int = 0
-) -> tuple[PackedVideos, PackedVideos]:
-    """Training and validation part of the usable videos, the same share of every class.
-
-    Each class keeps at least one training video and, with two or more, gives at least one.
-
-    Raises:
-        InputError: a fraction outside 0 to 1.
-    """
-    if not 0 < fraction < 1:
-        raise InputError(f"option `fraction` is {fraction}; it lies between 0 and 1")
-    videos = videos.usable()
-    rng = np.random.default_rng(seed)
-    in_validation = np.zeros(len(videos), dtype=bool)
-    for label in np.unique(videos.labels_V):
-        members = rng.permutation(np.flatnonzero(videos.labels_V == label))
-        count = max(round(fraction * len(members)), 1) if len(members) > 1 else 0
-        in_validation[members[:count]] = True
-    return videos.select(~in_validation), videos.select(in_validation)
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Frames:
+class Frames:
     """Usable frames of some segments, in file order."""
 
     video_N: np.ndarray
+    """Number of each frame's video in the manifest; -1 for one that it does not name."""
     frame_index_N: np.ndarray
     pts_seconds_N: np.ndarray
     has_face_N: np.ndarray
@@ -275,7 +313,7 @@ class _Frames:
     any_known: bool
 
 
-def _joined(parts: list[_Frames], name: str, order: np.ndarray | None = None) -> np.ndarray:
+def _joined(parts: list[Frames], name: str, order: np.ndarray | None = None) -> np.ndarray:
     """One array of all parts; a part's own copy is not kept longer than needed."""
     joined = np.concatenate([getattr(part, name) for part in parts])
     return joined if order is None else joined[order]
@@ -283,7 +321,7 @@ def _joined(parts: list[_Frames], name: str, order: np.ndarray | None = None) ->
 
 def _frames_of_batch(
     batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: str
-) -> _Frames:
+) -> Frames:
     """The usable frames of some segments, without a Python loop over frames."""
     video_S = _positions(batch.column("video_id"), video_ids)
     frames, segment_F = _flat_list(batch.column("frames"))
@@ -322,7 +360,7 @@ def _frames_of_batch(
     face_ND[has_face_N] = face_QD[face_row_P[chosen]]
     boxes_N4 = np.full((len(kept), 4), np.nan, dtype=np.float32)
     boxes_N4[has_face_N] = boxes_P4[chosen]
-    return _Frames(
+    return Frames(
         video_N=video_S[segment_F[kept]],
         frame_index_N=frame_index_F[kept],
         pts_seconds_N=frames.field("pts_seconds").to_numpy(zero_copy_only=False)[kept],

@@ -11,7 +11,7 @@ from torch import Tensor
 from caan.errors import InputError
 from caan.loading import gather_frames
 from caan.models.frames import EncodedFrames, FrameBatch, Head, HeadOutput
-from caan.packing import PackedVideos
+from caan.packing import PackedVideos, Videos
 from caan.schema import UNCERTAIN
 
 RULES = ("head", "frames", "centroids")
@@ -137,6 +137,24 @@ def predict(
     )
 
 
+def joined(parts: Sequence[Predictions], num_emotions: int, rules: Sequence[str]) -> Predictions:
+    """What a head says of several packs, end to end; of no video if there are none."""
+    empty = np.zeros((0, num_emotions), np.float32)
+    if len(parts) == 1:
+        return parts[0]
+    known = [part.embedding_VR for part in parts if len(part.embedding_VR)]
+    return Predictions(
+        evidence_VK={
+            rule: np.concatenate([empty, *(part.evidence_VK[rule] for part in parts)])
+            for rule in rules
+        },
+        embedding_VR=np.concatenate(known) if known else np.zeros((0, 1), np.float32),
+        scores_N=np.concatenate([np.zeros(0, np.float32), *(part.scores_N for part in parts)]),
+        frame_logits_NK=np.concatenate([empty, *(part.frame_logits_NK for part in parts)]),
+        counts_V=np.concatenate([np.zeros(0, np.int64), *(part.counts_V for part in parts)]),
+    )
+
+
 def encode_rows(
     model: Head,
     videos: PackedVideos,
@@ -174,7 +192,7 @@ def blinded(model: Head, frames: FrameBatch, modality: str) -> FrameBatch:
     return frames._replace(context_BTE=mean_D.expand(*frames.mask_BT.shape, -1))
 
 
-def check_dimensions(model: Head, videos: PackedVideos) -> None:
+def check_dimensions(model: Head, videos: Videos) -> None:
     """Say so if a head and features do not fit together.
 
     Raises:
@@ -209,17 +227,6 @@ def frames_to(frames: FrameBatch, device: torch.device | str) -> FrameBatch:
         if part is not None
     }
     return frames._replace(**moved)
-
-
-def class_centroids(embedding_VR: np.ndarray, labels_V: np.ndarray, num_emotions: int) -> Tensor:
-    """Mean of the normalised R of each class, normalised: float32 [K, R]; 0 for an empty class.
-
-    Source: our choice; the paper trains R with a triplet loss and names no rule for the test.
-    """
-    unit_VR = F.normalize(torch.from_numpy(embedding_VR), dim=1)
-    total_KR = torch.zeros(num_emotions, unit_VR.shape[1])
-    total_KR.index_add_(0, torch.from_numpy(labels_V), unit_VR)
-    return F.normalize(total_KR, dim=1)
 
 
 def calibrated_temperature(evidence_VK: np.ndarray, labels_V: np.ndarray) -> float:

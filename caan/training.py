@@ -16,22 +16,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from caan import losses, metrics
+from caan import losses
 from caan.errors import InputError
 from caan.loading import Loader, MemoryLoader, check_classes, check_faces
 from caan.losses import LossConfig
 from caan.models.frames import Head, HeadOutput
 from caan.objective import batch_loss
-from caan.packing import PackedVideos
-from caan.prediction import (
-    RULES,
-    Predictions,
-    calibrated_temperature,
-    check_dimensions,
-    class_centroids,
-    frames_to,
-    predict,
-)
+from caan.packing import PackedVideos, Videos
+from caan.prediction import RULES, Predictions, check_dimensions, frames_to
+from caan.validation import centroids, epoch_metrics, judge, metrics_by_rule
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +109,8 @@ class FitResult:
     centroids_KR: Tensor
     """Mean R of each class over the training videos."""
     validation: Predictions
-    """What the head says of the usable validation videos, in their order."""
+    """What the head says of the usable validation videos, in their order (of several workers, this
+    one's share of them)."""
 
 
 def fit(
@@ -140,8 +134,6 @@ def fit(
         InputError: a class without training videos, or only one class; dimensions that the head
             does not have; training that diverged in its first epoch.
     """
-    check_dimensions(model, train)
-    check_faces(model, train)
     loader = MemoryLoader(
         train,
         modalities=model.modalities,
@@ -153,7 +145,6 @@ def fit(
         rank=rank,
         world_size=world_size,
     )
-    check_classes(loader.label_counts_K, train.label_set)
     return fit_loader(
         model,
         loader,
@@ -171,8 +162,8 @@ def fit(
 def fit_loader(
     model: Head,
     loader: Loader,
-    train: PackedVideos | None,
-    validation: PackedVideos,
+    train: Videos,
+    validation: Videos,
     config: TrainConfig,
     *,
     report: Report | None = None,
@@ -181,7 +172,14 @@ def fit_loader(
     device: torch.device | str = "cpu",
     resume: Path | None = None,
 ) -> FitResult:
-    """`fit` with training batches from any loader; `train` only serves the class centroids."""
+    """`fit` with training batches from any loader; `train` are the same videos for one pass.
+
+    Raises:
+        InputError: what `fit` refuses.
+    """
+    check_dimensions(model, train)
+    check_faces(model, train)
+    check_classes(loader.label_counts_K, train.label_set)
     if config.losses.frame_weight > 0 and not model.trains_frames:
         raise InputError(
             f"option `frame_weight` is {config.losses.frame_weight}, and this head has no frame "
@@ -208,9 +206,10 @@ def fit_loader(
         np.repeat(np.arange(len(loader.label_counts_K)), loader.label_counts_K),
         len(loader.label_counts_K),
         config.losses.class_weights,
-    ).to(device)
+    )
+    weights_K = (weights_K * torch.from_numpy(loader.class_weights_K)).to(device)
     for epoch in range(run.next_epoch, config.epochs):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         torch.manual_seed((config.seed * 100_003 + epoch) * 1009 + rank)
         train_loss = _train_epoch(trained, loader, epoch, run, weights_K, device, world_size)
         if not math.isfinite(train_loss):
@@ -221,17 +220,24 @@ def fit_loader(
                 )
             log.warning("training diverged in epoch %d; epoch %d is kept", epoch, run.best_epoch)
             break
-        trained_seconds = time.perf_counter() - started
-        row = {"epoch": float(epoch), "train_loss": train_loss, "train_seconds": trained_seconds}
+        row = {
+            "epoch": float(epoch),
+            "train_loss": train_loss,
+            "train_seconds": time.perf_counter() - started,
+            "train_cpu_seconds": time.process_time() - cpu_started,
+        }
         if len(validation):
-            row |= _validate(model, validation, config, device, rank, world_size)
+            judged = judge(model, validation, device=device, rank=rank, world_size=world_size)
+            # Centroids cost a pass over the training videos: R's classifier stands in for them.
+            rule = "frames" if config.rule == "frames" else "head"
+            row |= epoch_metrics(judged, rule)
         row["seconds"] = time.perf_counter() - started
         run.take(row, epoch)
         if report is not None:
             report_epoch(report, row, run, keep=rank == 0 and run.is_kept(epoch))
         if run.is_over():
             break
-    return run.finish(train, validation, device)
+    return run.finish(train, validation, device, rank, world_size)
 
 
 class TrainingRun:
@@ -266,8 +272,7 @@ class TrainingRun:
 
     def is_kept(self, epoch: int) -> bool:
         """Whether this epoch's training state goes to `report`."""
-        every = self.config.checkpoint_every_epochs
-        return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == self.config.epochs)
+        return keeps_state(self.config, epoch)
 
     def is_over(self) -> bool:
         """Whether patience has run out."""
@@ -318,43 +323,39 @@ class TrainingRun:
         self.best_state = state["best_state"]
 
     def finish(
-        self, train: PackedVideos | None, validation: PackedVideos, device: torch.device
+        self,
+        train: Videos,
+        validation: Videos,
+        device: torch.device,
+        rank: int,
+        world_size: int,
     ) -> FitResult:
         """Put the best weights back, and measure and calibrate every prediction rule."""
         model: Head = self.model
         model.load_state_dict(self.best_state)
-        centroids_KR = torch.zeros(0)
-        if train is not None:
-            on_train = predict(model, train, device=device)
-            centroids_KR = class_centroids(
-                on_train.embedding_VR, train.labels_V, len(train.label_set)
-            )
-        predictions = predict(
-            model,
-            validation,
-            centroids_KR=centroids_KR.to(device) if train is not None else None,
-            device=device,
-        )
+        place: dict[str, Any] = {"device": device, "rank": rank, "world_size": world_size}
+        centroids_KR = centroids(model, train, **place).to(device)
+        judged = judge(model, validation, centroids_KR=centroids_KR, **place)
+        by_rule, temperatures = metrics_by_rule(judged)
         best = {
             name: value
             for name, value in self.history[self.best_epoch].items()
             if not name.endswith("seconds")
         }
-        temperatures = {}
-        for rule, evidence_VK in predictions.evidence_VK.items():
-            temperatures[rule] = calibrated_temperature(evidence_VK, validation.labels_V)
-            if len(validation):
-                matrix = _confusion(evidence_VK, validation)
-                best[f"validation_accuracy_{rule}"] = metrics.accuracy(matrix)
-                best[f"validation_uar_{rule}"] = metrics.uar(matrix)
         return FitResult(
             history=self.history,
             best_epoch=self.best_epoch,
-            metrics=best,
+            metrics=best | by_rule,
             temperatures=temperatures,
-            centroids_KR=centroids_KR,
-            validation=predictions,
+            centroids_KR=centroids_KR.cpu(),
+            validation=judged.own,
         )
+
+
+def keeps_state(config: Any, epoch: int) -> bool:
+    """Whether the training state after this epoch goes to `report`; `config` as of TrainingRun."""
+    every = config.checkpoint_every_epochs
+    return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == config.epochs)
 
 
 def _train_epoch(
@@ -391,44 +392,6 @@ def _train_epoch(
         dist.all_reduce(total)
         total /= world_size
     return float(total)
-
-
-def _validate(
-    model: Head,
-    validation: PackedVideos,
-    config: TrainConfig,
-    device: torch.device,
-    rank: int,
-    world_size: int,
-) -> dict[str, float]:
-    """Metrics of the validation videos, each on one worker, the same result on every worker."""
-    mine = np.arange(rank, len(validation), world_size)
-    # Centroids cost a pass over the training videos: within training, R's classifier stands in.
-    rule = "frames" if config.rule == "frames" else "head"
-    own_VK = predict(model, validation.select(mine), device=device).evidence_VK[rule]
-    evidence_VK = np.zeros((len(validation), own_VK.shape[1]), np.float32)
-    if world_size == 1:
-        evidence_VK[mine] = own_VK
-    else:
-        parts: list[Any] = [None] * world_size
-        dist.all_gather_object(parts, own_VK)
-        for worker, part in enumerate(parts):
-            evidence_VK[worker::world_size] = part
-    matrix = _confusion(evidence_VK, validation)
-    evidence = torch.from_numpy(evidence_VK)
-    labels_V = torch.from_numpy(validation.labels_V)
-    return {
-        "validation_accuracy": metrics.accuracy(matrix),
-        "validation_uar": metrics.uar(matrix),
-        "validation_loss": float(nn.functional.cross_entropy(evidence, labels_V)),
-        "validation_videos": float(len(validation)),
-    }
-
-
-def _confusion(evidence_VK: np.ndarray, videos: PackedVideos) -> np.ndarray:
-    return metrics.confusion_matrix(
-        videos.labels_V, evidence_VK.argmax(axis=1), len(videos.label_set)
-    )
 
 
 def report_epoch(report: Report, row: dict[str, float], run: TrainingRun, *, keep: bool) -> None:

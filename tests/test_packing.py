@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from caan.division import split_validation
 from caan.errors import InputError
-from caan.packing import add_maps, pack_features, split_validation
+from caan.packing import add_maps, pack_features
 from caan.schema import EMOTIONS, MANIFEST_SCHEMA, features_schema, table_of
 
 SCHEMA = features_schema(4, 3)

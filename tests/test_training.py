@@ -17,7 +17,7 @@ from caan.models import ModelConfig, build_model
 from caan.packing import PackedVideos
 from caan.prediction import calibrated_temperature, predict
 from caan.recipes import RECIPES, recipe
-from caan.training import TrainConfig, fit
+from caan.training import TrainConfig, fit, rate_of_epoch
 
 DIM = 32
 SMALL = {"projection_size": 24, "fusion_size": 32, "feature_size": 16, "scorer_sizes": (8, 4)}
@@ -86,6 +86,37 @@ def test_learns_what_unseen_videos_show_and_reports_every_epoch():
     # The weights that stay are those of the best epoch.
     best = max(row["validation_uar"] for row, _ in rows)
     assert result.metrics["validation_uar_head"] == pytest.approx(best)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_mixed_precision_on_a_gpu_learns_what_a_cpu_learns():
+    train, validation = packed_videos(150), packed_videos(60, seed=1)
+    found = [
+        fit(small_head(), train, validation, replace(QUICK, precision=precision), device=device)
+        for precision, device in (("float32", "cpu"), ("float32", "cuda"), ("bfloat16", "cuda"))
+    ]
+    cpu, gpu, mixed = (result.metrics["validation_accuracy_head"] for result in found)
+    assert gpu == pytest.approx(cpu, abs=0.05)
+    assert mixed == pytest.approx(cpu, abs=0.05)
+
+
+def test_gradients_are_clipped_and_the_rate_falls():
+    head = small_head()
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    sgd = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "standardize": False}
+    config = replace(QUICK, epochs=1, batch_videos=64, learning_rate=1.0, grad_clip=0.01, **sgd)
+    fit(head, packed_videos(60), packed_videos(30, seed=1), config)
+    moved = sum((head.state_dict()[name] - before[name]).square().sum() for name in before)
+    assert float(moved) ** 0.5 == pytest.approx(0.01, rel=0.01), "one step of the greatest norm"
+    rates = [rate_of_epoch(replace(QUICK, epochs=4), epoch) for epoch in range(4)]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert [rate_of_epoch(replace(QUICK, epochs=3, schedule="step"), n) for n in range(3)] == [
+        1,
+        1,
+        0.1,
+    ]
 
 
 def test_patience_ends_training():
