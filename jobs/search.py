@@ -18,6 +18,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from caan import config, on_ray, storage
 from caan.models.build import ModelConfig, build_model
+from caan.packing import PackedVideos
 from caan.recipes import Recipe
 from caan.search_report import SearchTrial
 from caan.spaces import Axis
@@ -116,6 +117,9 @@ def run_trial(settings: dict[str, Any], job: Job, data: dict[str, Any]) -> None:
     """One trial of one process; `data` names references into the object store."""
     name = settings.get(FEATURES, job.features[0])
     chosen: train_job.Data = ray.get(data[name])
+    assert isinstance(chosen.train, PackedVideos)
+    assert isinstance(chosen.validation, PackedVideos)
+    train_videos, validation_videos = chosen.train, chosen.validation
     model, train = configs(job, settings)
     if job.scheduler == "pbt":
         train = dataclasses.replace(train, checkpoint_every_epochs=job.perturbation_epochs)
@@ -135,8 +139,8 @@ def run_trial(settings: dict[str, Any], job: Job, data: dict[str, Any]) -> None:
     def learn(resume: Path | None) -> None:
         fit(
             head,
-            chosen.train,
-            chosen.validation,
+            train_videos,
+            validation_videos,
             train,
             report=report,
             device="cuda" if use_gpu else "cpu",
@@ -158,6 +162,7 @@ def run_trial_on_workers(
     name = settings.get(FEATURES, job.features[0])
     model, train = configs(job, settings)
     filesystem, path = storage.filesystem(storage.join(job.output, RUN, "workers"))
+    on_ray.poll_training_often()
     ray.train.torch.TorchTrainer(
         train_job.train_worker,
         train_loop_config={
@@ -166,6 +171,7 @@ def run_trial_on_workers(
             "train": train,
             "start": None,
             "init": None,
+            "reports_all": True,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.workers_per_trial,
@@ -294,6 +300,8 @@ def search(
             num_samples=1 if job.searcher == "grid" else job.num_trials,
             # The other searchers count for themselves.
             max_concurrent_trials=num_parallel if job.searcher == "optuna" else None,
+            # A new process costs seconds, more than a trial of small heads.
+            reuse_actors=job.workers_per_trial == 1,
         ),
         run_config=tune.RunConfig(
             name=RUN,

@@ -18,26 +18,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
 
-from caan import checkpoint, config, on_ray, recipes, runs, storage
+from caan import checkpoint, config, on_ray, runs, storage
 from caan.checkpoint import LoadedModel, ModelInfo
 from caan.comparison import fitted
-from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
-from caan.loading import check_classes
 from caan.models.build import ModelConfig, build_model
 from caan.models.frames import Head
 from caan.models.growth import grow_from
-from caan.packing import PackedVideos, add_maps, pack_features, split_validation
-from caan.planning import check_manifest
-from caan.schema import label_set_of
-from caan.training import FitResult, TrainConfig, fit
+from caan.packed_files import PackedFiles
+from caan.packing import PackedVideos
+from caan.training import FitResult, TrainConfig, fit, fit_loader, keeps_state
+from jobs import streaming
+from jobs.training_data import Data, check_context, configs_of, read_data
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +63,14 @@ class Job:
     """Model `caan` to start from: `starter`, or a model folder; the head says the same at first."""
     shuffle_labels: bool = False
     """Train on labels dealt out at random: a control that must end at chance."""
+    loader: Literal["auto", "memory", "stream"] = "auto"
+    """memory holds all features on each node, stream reads them from files; auto: as they fit."""
+    memory_limit_gb: float = 0.0
+    """Most vectors that auto holds in memory, in GB; 0: a quarter of this machine's memory."""
     num_workers: int = 1
     """Worker processes."""
+    min_workers: int = 0
+    """Fewest workers that a run goes on with when others are lost for good; 0: --num-workers."""
     storage_path: str = ""
     """Folder for the training state, local (shared by all nodes) or s3://; empty: none is kept."""
     max_failures: int = 3
@@ -81,119 +85,6 @@ class Job:
     """The head."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Its training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What a run trains on."""
-
-    train: PackedVideos
-    """Training videos."""
-    validation: PackedVideos
-    """Held out of the training split, or the manifest's own validation split."""
-    record: dict[str, Any]
-    """run.json of the features."""
-
-
-def read_data(job: Job) -> Data:
-    """Features and labels, packed and split.
-
-    Raises:
-        InputError: no features, no labels, or an unfinished extraction.
-    """
-    run_file = storage.join(job.features, "run.json")
-    if not storage.exists(run_file):
-        raise InputError(f"`{job.features}` holds no features: it has no run.json.")
-    record = storage.read_json(run_file)
-    if not record.get("is_complete") or record.get("job") != "extract":
-        raise InputError(
-            f"the features in `{job.features}` are not finished: run the same jobs.extract again."
-        )
-    manifest_uri = job.manifest or storage.join(job.features, "manifest.parquet")
-    table = storage.read_table(manifest_uri)
-    manifest = check_manifest(table, manifest_uri)
-    record["face_crops"] = record.get("face_crops") or face_crops_of(table)
-    labels = [label for label in manifest["label"].to_pylist() if label]
-    if not labels:
-        raise InputError(
-            f"manifest `{manifest_uri}` has no labels: put videos into folders named after their "
-            "emotions, or give a list with a column `label`."
-        )
-    columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
-    packed = pack_features(
-        runs.latest_segments(job.features, "features", columns),
-        manifest,
-        label_set_of(labels),
-        no_face=record["config"]["no_face"],
-    )
-    if job.model.name == "pool5_attention":
-        packed = _with_maps(job, packed, record, columns)
-    train = packed.split(job.split) if (packed.splits_V != "").any() else packed
-    if (packed.splits_V == "val").any() and job.split != "val":
-        validation = packed.split("val").usable()
-        train = train.usable()
-    else:
-        train, validation = split_validation(train, fraction=job.validation_fraction, seed=job.seed)
-    if not len(train):
-        raise InputError(
-            f"no video of split `{job.split}` has both a label and a face: there is nothing to "
-            "train on."
-        )
-    check_classes(np.bincount(train.labels_V, minlength=len(train.label_set)), train.label_set)
-    if job.shuffle_labels:
-        rng = np.random.default_rng(job.seed)
-        train = dataclasses.replace(train, labels_V=rng.permutation(train.labels_V))
-    return Data(train=train, validation=validation, record=record)
-
-
-def check_context(data: Data, model: ModelConfig) -> None:
-    """Refuse a head that looks at whole frames where the data set has only cut-out faces.
-
-    Raises:
-        InputError: it does.
-    """
-    if data.record["face_crops"]:
-        head = build_model(model, face_dim=4, context_dim=4, num_emotions=2)
-        require_context(data.record["face_crops"], head.modalities)
-
-
-def _with_maps(
-    job: Job, packed: PackedVideos, record: dict[str, Any], columns: list[str]
-) -> PackedVideos:
-    modality = configs_of(job)[0].modality
-    shape = record["identity"].get(f"{modality}_pool5_shape")
-    if shape is None:
-        raise InputError(
-            f"--model.name pool5_attention needs pool5 maps of the {modality}, and the features in "
-            f"`{job.features}` have none: extract with `--pool5 {modality}`, or train `caan` with "
-            f"`--model.modality {modality}`, which scores from fc6."
-        )
-    return add_maps(
-        packed,
-        runs.latest_segments(job.features, "features", [*columns, f"{modality}_pool5"]),
-        {modality: shape},
-        max_bytes=int(job.pool5_gib * 2**30),
-    )
-
-
-def configs_of(job: Job) -> tuple[ModelConfig, TrainConfig]:
-    """The preset with the options that the user changed, seeded."""
-    name = job.preset if job.model.name == "caan" else job.model.name
-    recipe = recipes.recipe(name, seed=job.seed)
-    model = _changed(ModelConfig(), job.model, recipe.model)
-    train = _changed(TrainConfig(), job.train, recipe.train)
-    return model, dataclasses.replace(train, seed=job.seed)
-
-
-def _changed(default: Any, given: Any, preset: Any) -> Any:
-    changes: dict[str, Any] = {}
-    for item in dataclasses.fields(given):
-        value, before = getattr(given, item.name), getattr(default, item.name)
-        if dataclasses.is_dataclass(value):
-            changes[item.name] = _changed(before, value, getattr(preset, item.name))
-        elif value != before:
-            changes[item.name] = value
-    return dataclasses.replace(preset, **changes)
 
 
 def model_info(data: Data, model: ModelConfig, train: TrainConfig, temperature: float) -> ModelInfo:
@@ -236,11 +127,13 @@ def train_worker(options: dict[str, Any]) -> None:
     start: ray.train.Checkpoint | None = ray.train.get_checkpoint() or options["start"]
     if device.type == "cpu":
         torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
-    head = _build(data, options["model"], train.seed, options["init"])
+    head = build_head(data, options["model"], train.seed, options["init"])
 
     def report(metrics: dict[str, float], state: Path | None) -> None:
         if rank == 0:
             logging.getLogger("caan").info("epoch %d", metrics["epoch"])
+        if not (options["reports_all"] or keeps_state(train, int(metrics["epoch"]))):
+            return  # Ray keeps metrics with a checkpoint only, and a report makes all workers wait.
         kept = ray.train.Checkpoint.from_directory(state) if state else None
         ray.train.report(metrics, checkpoint=kept)
 
@@ -250,17 +143,16 @@ def train_worker(options: dict[str, Any]) -> None:
             # A run whose driver died after the last epoch has nothing left but to publish.
             ray.train.report({"epoch": float(train.epochs)}, checkpoint=start if not rank else None)
             return
-        result = fit(
-            head,
-            data.train,
-            data.validation,
-            train,
-            report=report,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            resume=resume,
-        )
+        place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device}
+        progress: dict[str, Any] = {"report": report, "resume": resume}
+        if isinstance(data.train, PackedFiles):
+            loader = streaming.loader(data.train, train, head.modalities, world_size)
+            result = fit_loader(
+                head, loader, data.train, data.validation, train, **place, **progress
+            )
+        else:
+            assert isinstance(data.validation, PackedVideos)
+            result = fit(head, data.train, data.validation, train, **place, **progress)
     with tempfile.TemporaryDirectory() as folder:
         saved = None
         if rank == 0:
@@ -288,32 +180,52 @@ def save_result(
 
 def main(job: Job) -> int:
     """Train; gives the exit code."""
-    if job.num_workers < 1:
-        raise InputError(f"--num-workers {job.num_workers}: at least 1.")
+    check_workers(job)
     storage.check_writable(job.output)
     if job.storage_path:
         storage.check_writable(job.storage_path)
     model, train = configs_of(job)
-    data = read_data(job)
-    check_context(data, model)
-    if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
-        model = dataclasses.replace(model, null_face=True)
-    model = fitted(model, data.train)
-    logger.info(
-        "%d training and %d validation videos of %s; face %d-d, context %d-d",
-        len(data.train),
-        len(data.validation),
-        ", ".join(data.train.label_set),
-        data.train.face_dim,
-        data.train.context_dim,
-    )
-    init = read_init(job.init, data, model) if job.init else None
-    if is_trained(job, run_name(data, model, train, init)):
-        logger.info("%s holds the model of this very run: nothing to do", job.output)
-        return 0
-    on_ray.start()
-    train_model(job, data, model, train, init=init)
+    with tempfile.TemporaryDirectory(prefix="caan-features-") as scratch:
+        data = read_data(job, Path(scratch))
+        check_context(data, model)
+        if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
+            model = dataclasses.replace(model, null_face=True)
+        if isinstance(data.train, PackedVideos):
+            model = fitted(model, data.train)
+        logger.info(
+            "%d training and %d validation videos of %s; face %d-d, context %d-d",
+            len(data.train),
+            len(data.validation),
+            ", ".join(data.train.label_set),
+            data.train.face_dim,
+            data.train.context_dim,
+        )
+        init = read_init(job.init, data, model) if job.init else None
+        if is_trained(job, run_name(data, model, train, init)):
+            logger.info("%s holds the model of this very run: nothing to do", job.output)
+            return 0
+        on_ray.start()
+        train_model(job, data, model, train, init=init)
     return 0
+
+
+def check_workers(job: Job) -> None:
+    """Say so if there cannot be so many workers.
+
+    Raises:
+        InputError: and why.
+    """
+    if job.num_workers < 1:
+        raise InputError(f"--num-workers {job.num_workers}: at least 1.")
+    if not 0 <= job.min_workers <= job.num_workers:
+        raise InputError(
+            f"--min-workers {job.min_workers}: from 0 to the {job.num_workers} of --num-workers."
+        )
+    if 0 < job.min_workers < job.num_workers and not job.storage_path:
+        raise InputError(
+            "--min-workers goes on from the last training state when workers are lost: say with "
+            "--storage-path where to keep it."
+        )
 
 
 def is_trained(job: Job, name: str) -> bool:
@@ -355,9 +267,17 @@ def train_model(
     Raises:
         InputError: what `caan.training.fit` refuses.
     """
-    use_gpu = on_ray.num_gpus() >= job.num_workers
+    use_gpu = on_ray.num_gpus() >= (job.min_workers or job.num_workers)
     if job.storage_path and not train.checkpoint_every_epochs:
         train = dataclasses.replace(train, checkpoint_every_epochs=STATE_EPOCHS)
+    on_ray.poll_training_often()
+    is_elastic = 0 < job.min_workers < job.num_workers
+    num_workers: Any = (job.min_workers, job.num_workers) if is_elastic else job.num_workers
+    datasets: dict[str, Any] = {}
+    if isinstance(data.train, PackedFiles):
+        streaming.check_slots(job.num_workers, job.storage_path)
+        modalities = build_head(data, model, train.seed).modalities
+        datasets["train"] = streaming.rows(data.train, train, modalities)
     with tempfile.TemporaryDirectory(prefix="caan-train-") as scratch:
         filesystem, path = storage.filesystem(job.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
@@ -368,9 +288,12 @@ def train_model(
                 "train": train,
                 "init": init,
                 "start": start,
+                "reports_all": False,
             },
+            datasets=datasets,
+            dataset_config=ray.train.DataConfig(datasets_to_split=list(datasets)),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=job.num_workers,
+                num_workers=num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
             ),
@@ -404,6 +327,7 @@ def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedMod
         "model": config.to_dict(model),
         "train": config.to_dict(train),
         "init": init.model_id if init else "",
+        **({"loader": "stream"} if isinstance(data.train, PackedFiles) else {}),
     }
     return f"train-{config.fingerprint(values)}"
 
@@ -424,11 +348,14 @@ def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
                 f"--init {uri}: that model takes {kind} vectors of {own}, and these features are "
                 f"of {found}: extract with its backbone, or start from another model."
             )
-    _build(data, model, 0, source)
+    build_head(data, model, 0, source)
     return source
 
 
-def _build(data: Data, model: ModelConfig, seed: int, source: LoadedModel | None) -> Head:
+def build_head(
+    data: Data, model: ModelConfig, seed: int, source: LoadedModel | None = None
+) -> Head:
+    """The head for these features, seeded, or grown from another model."""
     head = build_model(
         model,
         face_dim=data.train.face_dim,
