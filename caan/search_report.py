@@ -91,6 +91,8 @@ def slices_plot(trials: Sequence[SearchTrial], metric: str) -> bytes:
             positive = [v for v in values if v > 0]
             if len(positive) == len(values) and max(values) >= 30 * min(values):
                 panel.set_xscale("log")
+            elif all(isinstance(v, int) for v in values) and len(set(values)) <= 6:
+                panel.set_xticks(sorted(set(values)))
         else:
             names = [str(value) for value in values]
             order = {name: place for place, name in enumerate(sorted(set(names)))}

@@ -1,21 +1,23 @@
 """A search as a user runs it, and what it refuses."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from feature_files import write_features
 
-from caan import on_ray, schema, search_report, storage
+from caan import on_ray, search_report, spaces, storage
 from caan.checkpoint import load_model
 from caan.errors import InputError
 from caan.models.build import ModelConfig
 from caan.search_report import SearchTrial
 from caan.training import TrainConfig
 from jobs import reproduce, train, tune
-from jobs.search import Job
+from jobs.search import Job, search
 
 DIM, LABELS = 12, ("anger", "joy")
 SMALL = ModelConfig(projection_size=8, fusion_size=16, feature_size=8, scorer_sizes=(4, 4))
@@ -24,41 +26,8 @@ METRIC = "validation_uar"
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Forty videos of three frames whose vectors tell two emotions, as jobs.extract writes them."""
-    folder = tmp_path_factory.mktemp("features")
-    rng = np.random.default_rng(0)
-    rows, segments = [], []
-    for number in range(40):
-        name, label = f"v{number}", LABELS[number % 2]
-        rows.append({"video_id": name, "uri": f"{name}.mp4", "label": label, "split": "train"})
-        vectors_ND = rng.normal(size=(3, DIM)) + (2.0 if label == "joy" else 0.0)
-        frames = [
-            {"frame_index": i, "pts_seconds": i / 2, "context_vector": vector_D}
-            for i, vector_D in enumerate(vectors_ND)
-        ]
-        faces = [
-            {"frame_index": i, "box": [0, 0, 9, 9], "score": 1, "face_vector": vector_D}
-            for i, vector_D in enumerate(vectors_ND)
-        ]
-        segment = {"segment_id": f"{name}-00000000", "video_id": name, "status": "ok"}
-        segments.append({**segment, "attempt": 0, "frames": frames, "faces": faces})
-    manifest = schema.table_of(rows, schema.MANIFEST_SCHEMA)
-    storage.write_table(manifest, folder / "manifest.parquet")
-    table = schema.table_of(segments, schema.features_schema(DIM, DIM))
-    storage.write_table(table, folder / "features/shard=00000/attempt=0/part.parquet")
-    options = {
-        "no_face": "drop",
-        "face_backbone": "vggface",
-        "context_backbone": "vgg16",
-        "detector": "retinaface",
-        "fps": 2.0,
-        "face_policy": "main",
-    }
-    names = ("face_backbone", "context_backbone", "detector")
-    record = {"job": "extract", "is_complete": True, "fingerprint": "f", "config": options}
-    record["identity"] = {name: options[name] for name in names}
-    storage.write_json(folder / "run.json", record)
-    return str(folder)
+    """Forty videos of three frames whose vectors tell two emotions."""
+    return write_features(tmp_path_factory.mktemp("features"), LABELS, dim=DIM)
 
 
 def job_of(features: str, folder: Path, axes: str, **options: object) -> Job:
@@ -73,7 +42,7 @@ def job_of(features: str, folder: Path, axes: str, **options: object) -> Job:
     return dataclasses.replace(job, **options)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running_ray() -> Iterator[None]:
     was_there = ray.is_initialized()
     on_ray.start()
@@ -97,6 +66,7 @@ def test_a_search_ends_in_a_table_a_report_and_a_complete_model(
     assert "Table 2" in report
     assert (tmp_path / "search/slices.png").stat().st_size > 0
     assert (tmp_path / "search/trials.csv").read_text().count("\n") == 3
+    assert len(list(tmp_path.glob("search/trials/*/events.out.tfevents*"))) == 2, "TensorBoard"
     model = load_model(tmp_path / "search/model")
     best = max(table.to_pylist(), key=lambda row: (row[METRIC], -row["validation_loss"]))
     assert model.info.model.scorer_depth == best["model.scorer_depth"]
@@ -113,6 +83,104 @@ def test_a_search_ends_in_a_table_a_report_and_a_complete_model(
         for t in (table, again)
     )
     assert seconds_again == seconds, "nothing is done twice"
+
+
+@pytest.mark.ray
+def test_optuna_draws_the_trials_and_goes_on_where_it_was(
+    features: str, running_ray: None, tmp_path: Path
+) -> None:
+    space = "train.learning_rate: {loguniform: [1.0e-4, 1.0e-1]}\nmodel.scorer_depth: [1, 2]\n"
+    job = job_of(features, tmp_path, space, searcher="optuna", num_trials=4)
+    assert tune.main(job) == 0
+    table = storage.read_table(tmp_path / "search/trials.parquet")
+    assert table["status"].to_pylist() == ["ok"] * 4
+    assert len(set(table["train.learning_rate"].to_pylist())) == 4
+    assert tune.main(dataclasses.replace(job, resume=True)) == 0
+    again = storage.read_table(tmp_path / "search/trials.parquet")
+    columns = ["trial_id", "train.learning_rate", METRIC]
+    assert again.select(columns).sort_by("trial_id") == table.select(columns).sort_by("trial_id")
+
+
+@pytest.mark.ray
+def test_a_population_copies_weights_and_ends_in_a_model(
+    features: str, running_ray: None, tmp_path: Path
+) -> None:
+    space = "train.learning_rate: {loguniform: [1.0e-6, 1.0e-1]}\n"
+    job = job_of(features, tmp_path, space, scheduler="pbt", num_trials=4, perturbation_epochs=1)
+    assert tune.main(job) == 0
+    table = storage.read_table(tmp_path / "search/trials.parquet")
+    assert table["status"].to_pylist() == ["ok"] * 4
+    best = max(table[METRIC].to_pylist())
+    assert load_model(tmp_path / "search/model").metrics["validation"][METRIC] >= best - 0.2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_of_several_workers_run_ray_train_inside(
+    features: str, running_ray: None, tmp_path: Path
+) -> None:
+    space = "model.scorer_depth: [2]\n"
+    job = job_of(
+        features, tmp_path, space, searcher="grid", workers_per_trial=2, cpus_per_trial=0.5
+    )
+    assert tune.main(job) == 0
+    table = storage.read_table(tmp_path / "search/trials.parquet")
+    assert table["status"].to_pylist() == ["ok"]
+    assert table["num_epochs"].to_pylist() == [4]
+    assert load_model(tmp_path / "search/model").metrics["validation"][METRIC] > 0.5
+
+
+@pytest.mark.ray
+def test_the_object_store_does_not_fill_with_the_number_of_trials(
+    features: str, running_ray: None, tmp_path: Path
+) -> None:
+    job = job_of(features, tmp_path, "train.seed: [0, 1, 2, 3, 4, 5, 6, 7]\n")
+    (data,) = tune.read_data(job).values()
+    padding = np.zeros((20_000_000 // DIM, DIM), np.float16)
+    face_ND = np.concatenate([data.train.face_ND, padding])
+    large = dataclasses.replace(data, train=dataclasses.replace(data.train, face_ND=face_ND))
+    most = {}
+    for num_trials in (2, 8):
+        one = dataclasses.replace(
+            job, num_trials=num_trials, output=str(tmp_path / str(num_trials))
+        )
+        axes = spaces.parse_space((tmp_path / "space.yaml").read_text(), "s")
+        with Watcher() as watcher:
+            results = search(one, axes, {features: large}, num_parallel=2, gpus=0.0)
+        assert len(results) == num_trials
+        most[num_trials] = watcher.most - watcher.least
+    assert most[2] > 0.9 * padding.nbytes, "the features are there, once"
+    assert most[8] < most[2] + 0.5 * padding.nbytes
+
+
+class Watcher:
+    """Greatest and least use of the object store, in bytes, while it watches."""
+
+    def __enter__(self) -> "Watcher":
+        self.most, self.least = 0.0, float("inf")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        name = "object_store_memory"
+        while not self._over.wait(0.05):
+            used = ray.cluster_resources()[name] - ray.available_resources().get(name, 0.0)
+            self.most, self.least = max(self.most, used), min(self.least, used)
+
+
+@pytest.mark.ray
+def test_more_than_the_cluster_has_is_refused(
+    features: str, running_ray: None, tmp_path: Path
+) -> None:
+    job = job_of(features, tmp_path, "model.scorer_depth: [1]\n", cpus_per_trial=1000.0)
+    with pytest.raises(InputError, match=r"a trial asks for 1000 CPUs.*lower --cpus-per-trial"):
+        tune.main(job)
 
 
 def test_what_cannot_be_searched_is_refused_with_the_reason(features: str, tmp_path: Path) -> None:
