@@ -1,0 +1,209 @@
+"""An epoch of jobs.train on one worker, by both loaders, against a plain loop over tensors.
+
+Run: `python -m benchmarks.training [--videos 2000] [--epochs 3] [--rounds 2]`. Default CAAN with
+its default training: 16 frames of two 4096-d vectors per video, 8 of them drawn for each epoch,
+batches of 56; the same batches and threads. Each round runs the plain loop, loader `memory` and
+loader `stream` one after another; the first epoch of each carries the start-up and is left aside,
+and a figure is the median of the others. Wall seconds, and CPU seconds of the training process, as
+other load disturbs them less (reading, for `stream`, is done in other processes). Recorded in
+training.json.
+
+`--workers 1 2 4` instead trains 112 videos for 4 epochs with each number of workers, by loader
+`memory`, and records the curves of the loss. Recorded in workers.json.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+
+from benchmarks.head_epoch import DIM, STORED, synthetic_videos
+from caan import losses, on_ray, schema, storage
+from caan.loading import plan_epoch, sample_offsets
+from caan.models import FrameBatch, build_model
+from caan.packing import PackedVideos
+from caan.recipes import RECIPES
+from caan.schema import EMOTIONS
+from jobs import train
+
+RESULT = Path(__file__).with_suffix(".json")
+WORKERS_RESULT = Path(__file__).with_name("workers.json")
+VIDEOS_PER_FILE = 100
+LABELS = EMOTIONS[:7]
+
+
+def write_features(folder: Path, videos: PackedVideos) -> None:
+    """The videos as jobs.extract writes them, without a Python object per number."""
+    wanted = schema.features_schema(DIM, DIM)
+    for first in range(0, len(videos), VIDEOS_PER_FILE):
+        part = videos.select(np.arange(first, min(first + VIDEOS_PER_FILE, len(videos))))
+        rows = slice(int(part.starts_V[0]), int(part.starts_V[-1] + part.counts_V[-1]))
+        total = rows.stop - rows.start
+        index = pa.array(np.tile(np.arange(STORED), len(part)))
+        offsets = pa.array(np.arange(len(part) + 1, dtype=np.int32) * STORED)
+        boxes = np.tile(np.array([0, 0, 99, 99], np.float32), total)
+        box_type = wanted.field("faces").type.value_type.field("box").type
+        frames = [index, pa.array(np.zeros(total)), _vectors(videos.context_NE[rows])]
+        faces = [
+            index,
+            pa.FixedSizeListArray.from_arrays(pa.array(boxes), 4).cast(box_type),
+            pa.array(np.ones(total, np.float32)),
+            _vectors(videos.face_ND[rows]),
+        ]
+        ids = pa.array(part.video_ids_V.tolist())
+        columns: dict[str, Any] = {name: pa.nulls(len(part)) for name in wanted.names}
+        columns |= {"segment_id": ids, "video_id": ids}
+        columns["status"] = pa.array(["ok"] * len(part))
+        columns["attempt"] = pa.array([0] * len(part))
+        for name, arrays in (("frames", frames), ("faces", faces)):
+            fields = list(wanted.field(name).type.value_type)
+            structs = pa.StructArray.from_arrays(arrays, fields=fields)
+            columns[name] = pa.ListArray.from_arrays(offsets, structs)
+        table = pa.table(columns).cast(wanted)
+        place = folder / "features/attempt=0/shard-00000" / f"part-{first:06d}.parquet"
+        storage.write_table(table, place)
+    manifest = [
+        {"video_id": name, "uri": f"{name}.mp4", "label": LABELS[label], "split": "train"}
+        for name, label in zip(videos.video_ids_V.tolist(), videos.labels_V.tolist(), strict=True)
+    ]
+    # One more video of the split `val`, without features: nothing to validate on.
+    manifest.append({"video_id": "none", "uri": "none.mp4", "label": LABELS[0], "split": "val"})
+    storage.write_table(
+        schema.table_of(manifest, schema.MANIFEST_SCHEMA), folder / "manifest.parquet"
+    )
+    names = {"face_backbone": "vggface", "context_backbone": "vgg16", "detector": "retinaface"}
+    options = {**names, "no_face": "drop", "fps": 2.0, "face_policy": "main"}
+    record = {"job": "extract", "is_complete": True, "fingerprint": "f", "config": options}
+    storage.write_json(folder / "run.json", {**record, "identity": names})
+
+
+def _vectors(x_ND: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(x_ND.reshape(-1)), DIM)
+
+
+def plain_loop(videos: PackedVideos, epochs: int) -> list[dict[str, float]]:
+    """Seconds of each epoch of the loop that one would write by hand, on tensors in memory."""
+    recipe = RECIPES["caan"]
+    config = recipe.train
+    head = build_model(recipe.model, face_dim=DIM, context_dim=DIM, num_emotions=len(LABELS))
+    face = torch.from_numpy(videos.face_ND).view(len(videos), STORED, DIM)
+    context = torch.from_numpy(videos.context_NE).view(len(videos), STORED, DIM)
+    targets = torch.from_numpy(videos.labels_V)
+    optimizer = torch.optim.Adam(head.parameters(), 1e-4, weight_decay=1e-4, fused=True)
+    rows = []
+    for epoch in range(epochs):
+        started, cpu_started = time.perf_counter(), time.process_time()
+        head.train()
+        rng = np.random.default_rng((0, epoch, 1))
+        for chosen in plan_epoch(videos.labels_V, config.batch_videos, config.sampling, 0, epoch):
+            places, mask = sample_offsets(videos.counts_V[chosen], config.num_frames, rng)
+            frames = FrameBatch(
+                face[chosen[:, None], places], context[chosen[:, None], places], torch.tensor(mask)
+            )
+            output = head(frames)
+            per_frame = targets[chosen].repeat_interleave(config.num_frames)
+            loss = (
+                F.cross_entropy(output.video_logits_BK, targets[chosen])
+                + F.cross_entropy(output.frame_logits_BTK.flatten(0, 1), per_frame)
+                + losses.triplet_loss(output.embedding_BR, targets[chosen], 0.3)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), config.grad_clip)
+            optimizer.step()
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+        rows.append({"train_seconds": wall, "train_cpu_seconds": cpu})
+    return rows
+
+
+def job_epochs(folder: Path, loader: str, epochs: int, workers: int = 1) -> list[dict[str, float]]:
+    """The history of a run of jobs.train."""
+    config = replace(RECIPES["caan"].train, epochs=epochs, patience_epochs=0, seed=0)
+    output = Path(tempfile.mkdtemp(dir=folder)) / "model"
+    job = train.Job(
+        features=str(folder),
+        output=str(output),
+        loader=loader,  # type: ignore[arg-type]
+        num_workers=workers,
+        train=config,
+    )
+    train.main(job)
+    return storage.read_json(output / "metrics.json")["history"]
+
+
+def measure(folder: Path, videos: PackedVideos, epochs: int, rounds: int) -> None:
+    """Compare the loaders with the plain loop."""
+    ways = {
+        "plain": lambda: plain_loop(videos, epochs),
+        "memory": lambda: job_epochs(folder, "memory", epochs),
+        "stream": lambda: job_epochs(folder, "stream", epochs),
+    }
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            rows[name] += way()[1:]
+            print(name, rows[name][-1], flush=True)
+    result: dict[str, Any] = {
+        "videos": len(videos),
+        "frames_stored": STORED,
+        "frames_drawn": RECIPES["caan"].train.num_frames,
+        "dim": DIM,
+        "epochs_measured": rounds * (epochs - 1),
+        "threads": on_ray.physical_cpus(),
+        "torch": torch.__version__,
+        "load_average": os.getloadavg()[0],
+    }
+    for kind in ("train_seconds", "train_cpu_seconds"):
+        medians = {name: float(np.median([row[kind] for row in rows[name]])) for name in ways}
+        result[kind] = {name: round(value, 2) for name, value in medians.items()}
+        for name in ("memory", "stream"):
+            result[kind][f"{name}_over_plain"] = round(medians[name] / medians["plain"], 3)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def compare_workers(folder: Path, numbers: list[int]) -> None:
+    """The same training by different numbers of workers."""
+    curves = {
+        str(number): [row["train_loss"] for row in job_epochs(folder, "memory", 4, number)]
+        for number in numbers
+    }
+    first = np.array(next(iter(curves.values())))
+    apart = {
+        number: float(np.abs(np.array(curve) / first - 1).max()) for number, curve in curves.items()
+    }
+    result = {"losses_by_workers": curves, "greatest_relative_difference": apart}
+    WORKERS_RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="*", default=[])
+    options = parser.parse_args()
+    videos = synthetic_videos(112 if options.workers else options.videos)
+    with tempfile.TemporaryDirectory(prefix="caan-benchmark-") as name:
+        folder = Path(name)
+        write_features(folder, videos)
+        on_ray.start()
+        torch.set_num_threads(on_ray.physical_cpus())
+        if options.workers:
+            compare_workers(folder, options.workers)
+        else:
+            measure(folder, videos, options.epochs, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
