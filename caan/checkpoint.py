@@ -24,6 +24,8 @@ from caan.prediction import RULES
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
+BACKBONE_FILE = "{}_backbone.safetensors"
+"""Weights of a fine-tuned backbone of `face` or `context`, which travel with the model."""
 CENTROIDS = "centroids_KR"
 STARTER = Path(__file__).parent / "starter" / "model"
 """The model folder that comes with the package."""

@@ -1,7 +1,7 @@
 """Segment of a video -> uint8 pictures of faces and context, the part that runs in the sandbox.
 
-This module is imported by the decoding child: nothing here needs torch or Ray (the RetinaFace
-network imports torch when it is the detector and runs on the CPU).
+This module is imported by the decoding child: nothing here needs torch or Ray (the networks
+of RetinaFace and Faster R-CNN import it where one is the detector and runs on the CPU).
 """
 
 import math

@@ -42,8 +42,8 @@ class ExtractionConfig:
 
     fps: float = 2.0
     """Sampled frames per second."""
-    detector: Literal["retinaface", "libfacedetection"] = "retinaface"
-    """Face detector."""
+    detector: Literal["retinaface", "libfacedetection", "faster_rcnn"] = "retinaface"
+    """Face detector; faster_rcnn is the paper's, which jobs.finetune trains."""
     detector_weights: str = ""
     """Its weights: a local path or s3://; empty: the detector's own place for them."""
     min_face_score: float | None = None

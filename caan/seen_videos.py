@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from caan import config, storage
 from caan.errors import InputError
-from caan.packing import PackedVideos
-
-METADATA_KEY = "seen_videos"
-"""Entry of a weight file's metadata that holds the record as JSON."""
+from caan.extraction import ExtractionConfig
+from caan.weights import SEEN_VIDEOS, finetuned_weights
 
 FEATURES_FILE = "seen_videos.json"
 """File beside the features: the records of the backbones that made them, by `face`, `context`."""
@@ -102,6 +99,25 @@ def seen_of(train: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]
     )
 
 
+def write_beside(features: str, extraction: ExtractionConfig) -> dict[str, dict[str, str]]:
+    """Copy the fine-tuned backbones' records beside their features; what each was made from.
+
+    Raises:
+        InputError: weights that cannot be had.
+    """
+    records: dict[str, Any] = {}
+    made: dict[str, dict[str, str]] = {}
+    for kind in ("face", "context"):
+        own = extraction.backbone_config(kind)  # type: ignore[arg-type]
+        file = finetuned_weights(own.name, own.weights)
+        if file is not None:
+            records[kind] = json.loads(file.metadata[SEEN_VIDEOS])
+            made[kind] = {name: file.metadata[name] for name in ("base", "split", "label_set")}
+    if records:
+        storage.write_json(storage.join(features, FEATURES_FILE), records)
+    return made
+
+
 def read_beside(features: str) -> dict[str, SeenVideos]:
     """The records beside features, by modality; empty where no backbone was fine-tuned."""
     path = storage.join(features, FEATURES_FILE)
@@ -111,10 +127,8 @@ def read_beside(features: str) -> dict[str, SeenVideos]:
     return {kind: config.from_dict(SeenVideos, value) for kind, value in values.items()}
 
 
-def honest_splits(
-    videos: PackedVideos, manifest: pa.Table, seen: Mapping[str, SeenVideos], split: str
-) -> PackedVideos:
-    """The videos with what the backbones held out of `split` marked as split `val`.
+def honest_splits(manifest: pa.Table, seen: Mapping[str, SeenVideos], split: str) -> pa.Table:
+    """The manifest with what the backbones held out of `split` as split `val`.
 
     A backbone gives the videos that it was fine-tuned on better vectors than it gives new ones, so
     they may only be trained on. Nothing changes where no backbone was fine-tuned, or where the
@@ -125,39 +139,44 @@ def honest_splits(
             validate on.
     """
     if not seen:
-        return videos
-    keys = {row["video_id"]: file_key(row) for row in manifest.select(
-        ["video_id", "uri", "size_bytes", "start_seconds", "end_seconds"]
-    ).to_pylist()}  # fmt: skip
-    ids = videos.video_ids_V.tolist()
-    splits = videos.splits_V.tolist()
-    has_splits = any(splits)
-    fresh = np.ones(len(ids), bool)
+        return manifest
+    columns = ["video_id", "uri", "size_bytes", "start_seconds", "end_seconds", "label", "split"]
+    rows = manifest.select(columns).to_pylist()
+    keys = [{row["video_id"], file_key(row)} for row in rows]
+    splits = [row["split"] or "" for row in rows]
+    fresh = [bool(row["label"]) for row in rows]
     for kind, record in seen.items():
         trained = {*record.trained, *record.trained_files}
         held_out = {*record.held_out, *record.held_out_files}
         for name in sorted({*splits} - {split, ""}):
             barred = trained if name == "val" else trained | held_out
-            own = [i for i, s in zip(ids, splits, strict=True) if s == name]
-            met = [i for i in own if i in barred or keys[i] in barred]
+            own = [n for n, of_row in enumerate(splits) if of_row == name]
+            met = [n for n in own if keys[n] & barred]
             if met:
                 raise InputError(
                     f"the {kind} backbone of these features was fine-tuned on {len(met)} of the "
-                    f"{len(own)} videos of split `{name}` (such as {met[0]}): fine-tune it by this "
-                    "manifest's own splits and extract again, or take a backbone that has not "
-                    "seen them."
+                    f"{len(own)} videos of split `{name}` (such as {rows[met[0]]['video_id']}): "
+                    "fine-tune it by this manifest's own splits and extract again, or take a "
+                    "backbone that has not seen them."
                 )
-        fresh &= np.array([i not in trained and keys[i] not in trained for i in ids], bool)
-        fresh &= np.array([i in held_out or keys[i] in held_out for i in ids], bool)
+        fresh = [
+            was and bool(own & held_out) and not own & trained
+            for was, own in zip(fresh, keys, strict=True)
+        ]
     if "val" in splits:
-        return videos
-    in_split = np.array([s == split if has_splits else True for s in splits], bool)
-    chosen = fresh & in_split & (videos.labels_V >= 0)
-    if not chosen.any():
+        return manifest
+    has_splits = any(splits)
+    named = splits if has_splits else [split] * len(splits)
+    chosen = [
+        "val" if is_fresh and name == split else name
+        for is_fresh, name in zip(fresh, named, strict=True)
+    ]
+    if "val" not in chosen:
         raise InputError(
             "the backbones of these features held out no common video to validate on: fine-tune "
             "both with the same manifest, --validation-fraction and --split-seed, or give the "
             "manifest a split `val`."
         )
-    named = videos.splits_V if has_splits else np.full(len(ids), split)
-    return dataclasses.replace(videos, splits_V=np.where(chosen, "val", named).astype(np.str_))
+    place = manifest.schema.get_field_index("split")
+    column = pa.array([name or None for name in chosen], pa.string())
+    return manifest.set_column(place, manifest.schema.field(place), column)

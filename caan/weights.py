@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,9 @@ CACHE_VARIABLE = "CAAN_CACHE"
 
 DOWNLOAD_ATTEMPTS = 4
 """Tries per download; each goes on where the one before broke off."""
+
+SEEN_VIDEOS = "seen_videos"
+"""Entry of a fine-tuned file's metadata: which videos it has seen (`caan.seen_videos`), as JSON."""
 
 _METADATA_KEY = "caan"
 _CONVERTER_VERSION = 1
@@ -140,6 +144,41 @@ def ready_weights(backbone: str, weights: str = "") -> WeightFile:
             f"`{source}` holds weights of `{metadata['backbone']}`, and `{backbone}` was asked for"
         )
     return WeightFile(path=source, sha256=_sha256(source), metadata=metadata)
+
+
+def finetuned_weights(backbone: str, weights: str) -> WeightFile | None:
+    """The weight file if it is one of jobs.finetune's, else None; nothing is downloaded for that.
+
+    Raises:
+        InputError: as `ready_weights`.
+    """
+    if weights in ("", "random"):
+        return None
+    if not weights.endswith(".safetensors") and not storage.is_folder(weights):
+        return None
+    found = ready_weights(backbone, weights)
+    return found if SEEN_VIDEOS in found.metadata else None
+
+
+def finetuned_of(record: Mapping[str, Any]) -> dict[str, WeightFile]:
+    """The fine-tuned weights that made features, by modality, as the features' run.json has them.
+
+    Raises:
+        InputError: a file is no longer where it was, or is another one now.
+    """
+    found: dict[str, WeightFile] = {}
+    for kind in record.get("finetuned", {}):
+        backbone, weights = (record["config"][f"{kind}_{part}"] for part in ("backbone", "weights"))
+        file = ready_weights(backbone, weights)
+        if not record["identity"][f"{kind}_backbone"].startswith(
+            f"{backbone}:sha256:{file.sha256}"
+        ):
+            raise InputError(
+                f"the {kind} weights of these features, `{weights}`, are others now: put the old "
+                "ones back, or extract again with the new ones."
+            )
+        found[kind] = file
+    return found
 
 
 def find_weights(backbone: str, weights: str = "") -> Path:

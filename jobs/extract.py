@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from caan import config, on_ray
+from caan import config, on_ray, seen_videos
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentEmbedder, identities
 from jobs.pipeline import Pipeline, Resources, Run
 
@@ -69,6 +69,7 @@ def main(job: Job) -> int:
         arguments=(extraction, ("face", "context")),
     )
     record = run.process(pipeline)
+    record["finetuned"] = seen_videos.write_beside(job.output, extraction)
     return run.finish(record, run.statuses())
 
 

@@ -156,6 +156,16 @@ def pool_config_of(job: Job, info: ModelInfo, identity: str) -> PoolConfig:
     )
 
 
+def with_own_weights(extraction: ExtractionConfig, job: Job, folder: str) -> ExtractionConfig:
+    """With the fine-tuned backbones that lie in the model folder, unless the job names others."""
+    values: dict[str, Any] = {}
+    for kind in ("face", "context"):
+        path = storage.join(folder, checkpoint.BACKBONE_FILE.format(kind))
+        if getattr(job, f"{kind}_weights") is None and storage.exists(path):
+            values[f"{kind}_weights"] = path
+    return replace(extraction, **values)
+
+
 def check_identities(identity: dict[str, Any], info: ModelInfo) -> None:
     """Refuse weights other than the model's.
 
@@ -183,7 +193,7 @@ def main(job: Job) -> int:
         logger.info("no --model given: using the starter model that comes with the package")
     with storage.local_folder(folder) as model_folder:
         model = checkpoint.load_model(model_folder)
-        extraction = extraction_of(job, model.info)
+        extraction = with_own_weights(extraction_of(job, model.info), job, folder)
         identity = identities(extraction, model.head.modalities)
         check_identities(identity, model.info)
         people = IdentityConfig(

@@ -18,6 +18,7 @@ from caan.cutting import CutConfig
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
+from caan.faces import GPU_DETECTORS
 from caan.identity import IdentityConfig
 from caan.planning import check_manifest, plan_segments
 from caan.runs import SUCCESS, Shard
@@ -80,7 +81,7 @@ class Pipeline:
     def _run_shard(self, shard: Shard, monitor: Any) -> None:
         sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
         has_gpu = sizes.embedder_gpus > 0
-        detect_on_gpu = has_gpu and self.config.detector == "retinaface"
+        detect_on_gpu = has_gpu and self.config.detector in GPU_DETECTORS
         cut: CutConfig = self.config.cut_config(
             detect_here=not detect_on_gpu, identity=self.identity
         )

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from caan import comparison, config, on_ray, runs, storage, tables
+from caan import comparison, config, on_ray, runs, seen_videos, storage, tables
 from caan.comparison import FROM_POOL5, SYSTEMS, Trial
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
@@ -130,12 +130,14 @@ def read_data(job: Job) -> Data:
             {name: shapes[name] for name in sorted(needed)},
             max_bytes=int(job.pool5_gib * 2**30),
         )
+    seen = seen_videos.read_beside(job.features)
+    splits_DV = {}
+    for number, (uri, manifest) in enumerate(zip(uris, manifests, strict=True)):
+        honest = seen_videos.honest_splits(manifest, seen, job.train_split)
+        splits_DV[f"split{number}"] = comparison.with_splits(packed, honest, uri).splits_V
     return Data(
         videos=packed,
-        splits_DV={
-            f"split{number}": comparison.with_splits(packed, manifest, uri).splits_V
-            for number, (uri, manifest) in enumerate(zip(uris, manifests, strict=True))
-        },
+        splits_DV=splits_DV,
         systems=systems,
         fingerprint=record["fingerprint"],
     )

@@ -43,8 +43,13 @@ FOLDERS = {"vtt": "timelines", "eaf": "timelines", "preview": "previews", "strip
 
 
 def model_in_memory(folder: str | Path) -> dict[str, bytes]:
-    """The files of a model folder."""
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+    """The files of a model folder, without the backbones' weights."""
+    heavy = checkpoint.BACKBONE_FILE.format("")
+    return {
+        path.name: path.read_bytes()
+        for path in Path(folder).iterdir()
+        if path.is_file() and not path.name.endswith(heavy)
+    }
 
 
 def unpack(files: dict[str, bytes], folder: str) -> None:

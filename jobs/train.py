@@ -34,6 +34,7 @@ from caan.models.growth import grow_from
 from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos
 from caan.training import FitResult, TrainConfig, fit, fit_loader, keeps_state
+from caan.weights import finetuned_of
 from jobs import streaming
 from jobs.training_data import Data, check_context, configs_of, read_data
 
@@ -388,6 +389,9 @@ def _publish(folder: Path, job: Job, data: Data, name: str) -> None:
         },
     )
     storage.copy_folder(folder, job.output)
+    for kind, file in finetuned_of(data.record).items():
+        name = checkpoint.BACKBONE_FILE.format(kind)
+        storage.write_bytes(storage.join(job.output, name), file.path.read_bytes())
     metrics = storage.read_json(storage.join(job.output, "metrics.json"))
     found = metrics["validation"]
     logger.info(

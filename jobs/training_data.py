@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caan import recipes, runs, storage
+from caan import recipes, runs, seen_videos, storage
 from caan.datasets import face_crops_of, require_context
 from caan.division import Division, divided
 from caan.errors import InputError
@@ -18,6 +18,7 @@ from caan.packing import PackedVideos, add_maps, pack_features
 from caan.planning import check_manifest
 from caan.schema import label_set_of
 from caan.training import TrainConfig
+from caan.weights import finetuned_of
 from jobs import streaming
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
     """Features and labels, packed and split; in files, with `scratch` for them, if they stream.
 
     Raises:
-        InputError: no features, no labels, or an unfinished extraction.
+        InputError: no features, no labels, an unfinished extraction, or fine-tuned backbones that
+            are gone or have seen what is to be judged.
     """
     run_file = storage.join(job.features, "run.json")
     if not storage.exists(run_file):
@@ -50,9 +52,12 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
         raise InputError(
             f"the features in `{job.features}` are not finished: run the same jobs.extract again."
         )
+    finetuned_of(record)  # the model folder will take them along
     manifest_uri = job.manifest or storage.join(job.features, "manifest.parquet")
     table = storage.read_table(manifest_uri)
     manifest = check_manifest(table, manifest_uri)
+    seen = seen_videos.read_beside(job.features)
+    manifest = seen_videos.honest_splits(manifest, seen, job.split)
     record["face_crops"] = record.get("face_crops") or face_crops_of(table)
     labels = [label for label in manifest["label"].to_pylist() if label]
     if not labels:

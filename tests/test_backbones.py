@@ -8,18 +8,14 @@ from torch.nn import functional
 from torchvision.models import VGG16_Weights, vgg16
 
 from caan.backbones import (
-    FACE_COLOURS,
-    IMAGENET_COLOURS,
     BackboneConfig,
-    Colours,
-    Vgg,
     choose_precision,
     embed_pictures,
     load_backbone,
-    random_vgg,
 )
 from caan.errors import InputError
 from caan.starter.network import WEIGHTS
+from caan.vgg import FACE_COLOURS, IMAGENET_COLOURS, Colours, Vgg, random_vgg
 from caan.weights import save_weights
 
 WIDTHS = (16, 16, 32, 32, 32)

@@ -22,7 +22,17 @@ from jobs import evaluate, extract, index, label, train, verify
 from jobs.pipeline import Resources
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = ("index", "extract", "train", "label", "evaluate", "reproduce", "annotate", "demo")
+JOBS = (
+    "index",
+    "extract",
+    "finetune",
+    "train",
+    "label",
+    "evaluate",
+    "reproduce",
+    "annotate",
+    "demo",
+)
 STARTER = {
     "detector": "libfacedetection",
     "face_backbone": "starter_face",

@@ -19,7 +19,6 @@ import torch
 from test_training import QUICK, packed_videos, small_head
 
 from caan import checkpoint, label_run, on_ray, storage
-from caan.backbones import Vgg
 from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
@@ -31,6 +30,7 @@ from caan.planning import check_manifest
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
 from caan.training import STATE_FILE, fit
+from caan.vgg import Vgg
 from caan.voting_page import make_server
 from caan.weights import download, ready_weights, save_weights
 

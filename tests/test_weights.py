@@ -16,8 +16,8 @@ from scipy.io import savemat
 from torch.nn import functional
 from torchvision.models import vgg16
 
-from caan.backbones import Vgg
 from caan.errors import InputError
+from caan.vgg import Vgg
 from caan.weight_formats import (
     LAYERS,
     TORCHVISION_NAMES,

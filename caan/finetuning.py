@@ -1,0 +1,439 @@
+"""Fine-tuning on single pictures: the loop for backbones and the detector, without Ray.
+
+A backbone learns frame by frame with the video's label, under a new last layer that is thrown away
+at the end (paper 4.1). The run's state, its best epoch and its seam to Ray Train are those of
+`caan.training`.
+
+Legend: B pictures, H and W picture sides, D features, K emotions.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from caan import metrics, storage
+from caan.backbones import Backbone
+from caan.cutting import PICTURE_SIZE
+from caan.errors import InputError
+from caan.extraction import picture_stack
+from caan.losses import CLASS_WEIGHTS
+from caan.training import Report, TrainingRun, rate_of_epoch, report_epoch
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
+"""Time between two progress lines."""
+
+KEPT_SCHEMA = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("video_id", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("attempt", pa.int32()),
+        ("pictures", pa.list_(pa.large_binary())),
+    ]
+)
+"""What is kept of a segment while a backbone is fine-tuned: uint8 RGB pictures, 224x224x3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a network is fine-tuned. Source: the paper names none of these; all are our choice."""
+
+    epochs: int = 15
+    """Most epochs; `patience_epochs` may end it earlier."""
+    batch_pictures: int = 32
+    """Pictures per step, over all workers (the detector: `batch_images`)."""
+    batch_images: int = 8
+    """Images per step of the detector, over all workers."""
+    learning_rate: float = 1e-3
+    """Learning rate of the layers that bring weights (SGD)."""
+    head_learning_rate: float = 1e-2
+    """Learning rate of the new layer."""
+    momentum: float = 0.9
+    """Momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    schedule: str = "step"
+    """step (a tenth after two thirds of the epochs), cosine (to 0) or constant."""
+    grad_clip: float = 5.0
+    """Greatest norm of the gradient; 0 leaves it alone."""
+    dropout: float = 0.5
+    """Share of the vector that the new layer does not see while it learns."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all emotions, 0 to 1."""
+    class_weights: str = "balanced"
+    """none; balanced: 1/share; log: 1/ln(1.2 + share). By pictures, mean over classes 1."""
+    freeze_convolutions: bool = False
+    """Leave the convolutions as they are and train the layers after them only."""
+    changes: float = 1.0
+    """How far the pictures are changed at random (mirrored, cropped, relit); 0: not at all."""
+    precision: str = "float32"
+    """float32, or bfloat16 (autocast; for GPUs)."""
+    selection: str = "uar"
+    """What a backbone's best epoch is chosen by, on held-out videos: uar or accuracy."""
+    patience_epochs: int = 5
+    """Epochs without a better held-out result before it ends; 0 never ends early."""
+    checkpoint_every_epochs: int = 1
+    """Epochs between two training states, from which an interrupted run goes on."""
+    shuffle_pictures: int = 1024
+    """Pictures that are mixed with each other on each worker (150 KB each)."""
+
+    def __post_init__(self) -> None:
+        for option, choices in (
+            ("schedule", ("step", "cosine", "constant")),
+            ("selection", ("uar", "accuracy", "average_precision")),
+            ("precision", ("float32", "bfloat16")),
+            ("class_weights", CLASS_WEIGHTS),
+        ):
+            if getattr(self, option) not in choices:
+                raise InputError(
+                    f"option `{option}` is `{getattr(self, option)}`; "
+                    f"choose one of {', '.join(choices)}"
+                )
+        for option in ("epochs", "batch_pictures", "batch_images", "checkpoint_every_epochs"):
+            if getattr(self, option) < 1:
+                raise InputError(f"option `{option}` is {getattr(self, option)}; at least 1")
+
+
+# Pictures ------------------------------------------------------------------------------------
+
+
+class PictureKeeper:
+    """Pictures of segments -> those of one modality: the last stage before fine-tuning."""
+
+    def __init__(
+        self, modality: str, fps: float, device: str, batch_size: int, num_threads: int
+    ) -> None:
+        self.column = "faces" if modality == "face" else "frames"
+        self.fps = fps
+        self.counts: dict[str, float] = {}
+
+    def take_counts(self) -> dict[str, float]:
+        """Segments, frames and pictures since the last call."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """PICTURES_SCHEMA -> KEPT_SCHEMA, a row for a row."""
+        kept = []
+        for items in table[self.column].to_pylist():
+            kept.append([item["picture"] for item in items if item["picture"] is not None])
+        frames = sum(len(frames) for frames in table["frames"])
+        self.counts = {
+            "segments": table.num_rows,
+            "frames": frames,
+            "pictures": sum(map(len, kept)),
+            "video_seconds": frames / self.fps,
+        }
+        columns: list[Any] = [table[name] for name in KEPT_SCHEMA.names if name != "pictures"]
+        columns.append(pa.array(kept, KEPT_SCHEMA.field("pictures").type))
+        return pa.table(columns, schema=KEPT_SCHEMA)
+
+
+def single_pictures(table: pa.Table, *, numbers: dict[str, tuple[int, int]]) -> pa.Table:
+    """KEPT_SCHEMA -> a row per picture: `picture`, number of its `video`, `label` number.
+
+    `numbers` gives video and label number of the videos that are wanted.
+    """
+    wanted = [video_id in numbers for video_id in table["video_id"].to_pylist()]
+    table = table.filter(pa.array(wanted, pa.bool_())).combine_chunks()
+    found = np.array([numbers[v] for v in table["video_id"].to_pylist()], np.int64).reshape(-1, 2)
+    own = pc.list_parent_indices(table["pictures"]).to_numpy()
+    return pa.table(
+        {
+            "video": pa.array(found[own, 0], pa.int64()),
+            "label": pa.array(found[own, 1], pa.int64()),
+            "picture": pc.list_flatten(table["pictures"]),
+        }
+    )
+
+
+def read_pictures(table: pa.Table, *, numbers: dict[str, tuple[int, int]]) -> pa.Table:
+    """`single_pictures` of the files of KEPT_SCHEMA that the column `file` names."""
+    columns = ["video_id", "pictures"]
+    kept = [storage.read_table(file, columns) for file in table["file"].to_pylist()]
+    return single_pictures(pa.concat_tables(kept), numbers=numbers)
+
+
+def picture_batch(table: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures uint8 [B, 224, 224, 3], label numbers [B] and video numbers [B] of single ones."""
+    stack = picture_stack(table["picture"].combine_chunks(), PICTURE_SIZE)
+    label_B = torch.from_numpy(table["label"].to_numpy().copy())
+    video_B = torch.from_numpy(table["video"].to_numpy().copy())
+    return torch.from_numpy(stack.copy()), label_B, video_B
+
+
+# Network -------------------------------------------------------------------------------------
+
+
+class PictureClassifier(nn.Module):
+    """A backbone under a new last layer: pictures to the cross-entropy of their videos' labels.
+
+    Batch norms keep the statistics that their weights came with, so that a picture's vector
+    depends on no other picture and the number of workers does not matter.
+
+    Source: paper section 4.1. There the new layer follows fc7; here it stands on the vector that
+    extraction takes (our choice), which needs no layer that is thrown away.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_emotions: int,
+        *,
+        dropout: float = 0.5,
+        label_smoothing: float = 0.0,
+        freeze_convolutions: bool = False,
+        weights_K: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.float()
+        self.norm = nn.LayerNorm(backbone.dim, elementwise_affine=False)
+        self.dropout = dropout
+        self.label_smoothing = label_smoothing
+        self.last = nn.Linear(backbone.dim, num_emotions)
+        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.zeros_(self.last.bias)
+        self.weights_K: Tensor | None
+        self.register_buffer("weights_K", weights_K, persistent=False)
+        convolutions = (nn.Conv2d, nn.BatchNorm2d)
+        for module in backbone.modules():
+            frozen = freeze_convolutions and isinstance(module, convolutions)
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(not frozen)
+        unused = getattr(backbone.network, "classifier", None)
+        if backbone.colours is None and unused is not None:
+            unused.requires_grad_(False)  # the starter's own emotions, which no vector needs
+        if not any(parameter.requires_grad for parameter in backbone.parameters()):
+            raise InputError(
+                f"--freeze-convolutions leaves nothing of `{backbone.name}` to train, which "
+                "consists of convolutions: leave it out, or take vggface or vgg16."
+            )
+
+    def train(self, mode: bool = True) -> "PictureClassifier":
+        """Training mode of everything but the batch norms."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def logits(self, pictures: Tensor) -> Tensor:
+        """Logits [B, K] of RGB pictures [B, H, W, 3] in 0..255."""
+        vectors_BD = self.norm(self.backbone(pictures).float())
+        return self.last(functional.dropout(vectors_BD, self.dropout, self.training))
+
+    def forward(self, pictures: Tensor, label_B: Tensor) -> Tensor:
+        """The batch's loss, a scalar."""
+        return functional.cross_entropy(
+            self.logits(pictures).float(),
+            label_B,
+            weight=self.weights_K,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def parameter_groups(
+    new: nn.Module, brought: nn.Module, config: FinetuneConfig
+) -> list[dict[str, Any]]:
+    """SGD's groups: the new layers at their own rate, those that bring weights at the lower one."""
+    fresh = {id(parameter) for parameter in new.parameters()}
+    old = [p for p in brought.parameters() if p.requires_grad and id(p) not in fresh]
+    return [
+        {"params": old, "lr": config.learning_rate, "highest": config.learning_rate},
+        {
+            "params": list(new.parameters()),
+            "lr": config.head_learning_rate,
+            "highest": config.head_learning_rate,
+        },
+    ]
+
+
+# Loop ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """A fine-tuning's record; the network holds the weights of the best epoch."""
+
+    history: list[dict[str, float]]
+    """The metrics of each epoch."""
+    best_epoch: int
+    """Number of the epoch whose weights were kept, from 0."""
+
+
+def fit_pictures(
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    batches: Callable[[int], Iterable[tuple[Any, ...]]],
+    validate: Callable[[], dict[str, float]],
+    config: FinetuneConfig,
+    *,
+    report: Report | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    resume: Path | None = None,
+) -> FinetuneResult:
+    """Train a network whose forward gives a loss, and leave it with its best epoch's weights.
+
+    `batches(epoch)` gives this worker's batches, as many on every worker; a batch is what
+    `model(*batch)` takes. `validate()` gives `validation_*` metrics, the same on every worker.
+
+    Raises:
+        InputError: training that diverged.
+    """
+    device = torch.device(device)
+    model.to(device)
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    run = TrainingRun(model, config, optimizer)
+    if resume is not None:
+        run.load(resume)
+    # A network has layers that some batches do not reach, hence find_unused_parameters.
+    trained = (
+        DistributedDataParallel(model, find_unused_parameters=True) if world_size > 1 else model
+    )
+    for epoch in range(run.next_epoch, config.epochs):
+        started = time.perf_counter()
+        torch.manual_seed((seed * 100_003 + epoch) * 1009 + rank)
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * rate_of_epoch(config, epoch)
+        loss = _epoch(trained, batches(epoch), optimizer, config, device, epoch, rank)
+        if world_size > 1:
+            dist.all_reduce(loss)
+            loss /= world_size
+        train_loss = float(loss)
+        if not math.isfinite(train_loss):
+            raise InputError(
+                f"fine-tuning diverged in epoch {epoch}; lower `learning_rate` "
+                f"(it is {config.learning_rate})"
+            )
+        row = {"epoch": float(epoch), "train_loss": train_loss}
+        row["train_seconds"] = time.perf_counter() - started
+        model.eval()
+        row |= validate()
+        row["seconds"] = time.perf_counter() - started
+        run.take(row, epoch)
+        if rank == 0:
+            logger.info("%s", epoch_line(row))
+        if report is not None:
+            report_epoch(report, row, run, keep=rank == 0 and run.is_kept(epoch))
+        if run.is_over():
+            break
+    model.load_state_dict(run.best_state)
+    model.eval()
+    return FinetuneResult(history=run.history, best_epoch=run.best_epoch)
+
+
+def _epoch(
+    trained: nn.Module,
+    batches: Iterable[tuple[Any, ...]],
+    optimizer: torch.optim.Optimizer,
+    config: FinetuneConfig,
+    device: torch.device,
+    epoch: int,
+    rank: int,
+) -> Tensor:
+    """One pass over this worker's batches; their mean loss."""
+    total = torch.zeros((), device=device)
+    num_batches = 0
+    said = started = time.perf_counter()
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = trained(*batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.grad_clip > 0:
+            nn.utils.clip_grad_norm_(trained.parameters(), config.grad_clip)
+        optimizer.step()
+        total += loss.detach()
+        num_batches += 1
+        now = time.perf_counter()
+        if rank == 0 and now - said > PROGRESS_SECONDS:
+            said = now
+            logger.info(
+                "epoch %d: %d steps, loss %.3f, %.1f steps/s",
+                epoch,
+                num_batches,
+                float(total) / num_batches,
+                num_batches / (now - started),
+            )
+    if not num_batches:
+        raise InputError("there are fewer training pictures than workers: nothing to train on.")
+    return total / num_batches
+
+
+def epoch_line(row: dict[str, float]) -> str:
+    """One line on an epoch."""
+    found = ", ".join(
+        f"{name.removeprefix('validation_')} {value:.3f}"
+        for name, value in row.items()
+        if name.startswith("validation_") and not name.endswith(("videos", "images"))
+    )
+    line = f"epoch {row['epoch']:.0f}: loss {row['train_loss']:.3f}, {row['seconds']:.0f} s"
+    return f"{line}; held out: {found}" if found else line
+
+
+def video_metrics(
+    model: PictureClassifier,
+    batches: Iterable[pa.Table],
+    labels_V: np.ndarray,
+    num_emotions: int,
+    *,
+    device: torch.device | str,
+    world_size: int = 1,
+) -> dict[str, float]:
+    """Metrics of held-out videos, each by the mean probability of its pictures.
+
+    `batches` are this worker's; a video's pictures may lie on several workers. Videos without a
+    picture are left out.
+    """
+    sums = torch.zeros(len(labels_V), num_emotions + 1)
+    with torch.inference_mode():
+        for table in batches:
+            pictures, _, video_B = picture_batch(table)
+            probabilities = model.logits(pictures.to(device)).softmax(1).cpu()
+            sums[:, :num_emotions].index_add_(0, video_B, probabilities)
+            sums[:, num_emotions].index_add_(0, video_B, torch.ones(len(video_B)))
+    if world_size > 1:
+        sums = sums.to(device)
+        dist.all_reduce(sums)
+        sums = sums.cpu()
+    seen = sums[:, num_emotions] > 0
+    if not seen.any():
+        return {}
+    mean_VK = sums[seen, :num_emotions] / sums[seen, num_emotions:]
+    truth_V = labels_V[seen.numpy()]
+    matrix = metrics.confusion_matrix(truth_V, mean_VK.argmax(1).numpy(), num_emotions)
+    loss = functional.nll_loss(mean_VK.clamp(min=1e-9).log(), torch.from_numpy(truth_V))
+    return {
+        "validation_accuracy": metrics.accuracy(matrix),
+        "validation_uar": metrics.uar(matrix),
+        "validation_loss": float(loss),
+        "validation_videos": float(len(truth_V)),
+    }
+
+
+def of_worker(tables: Iterable[pa.Table], rank: int, world_size: int) -> Iterator[pa.Table]:
+    """Every worker's own rows of tables that all workers read in full: by the video's number."""
+    for table in tables:
+        own = table.filter(pa.array(table["video"].to_numpy() % world_size == rank))
+        if own.num_rows:
+            yield own
