@@ -12,7 +12,7 @@ import base64
 import io
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,11 @@ class PackedFiles:
 
     def __len__(self) -> int:
         return len(self.video_ids_V)
+
+    @property
+    def maps(self) -> Mapping[str, np.ndarray]:
+        """None: packed files hold no pool5 maps."""
+        return {}
 
     def moments(self, modality: str) -> tuple[Tensor, Tensor]:
         """Mean and deviation [D] of all frames' "face" or "context" vectors."""

@@ -40,6 +40,11 @@ class Videos(Protocol):
         """Whether every frame has a face."""
         ...
 
+    @property
+    def maps(self) -> Mapping[str, np.ndarray]:
+        """pool5 maps by modality."""
+        ...
+
     def __len__(self) -> int: ...
 
     def shares(self, rank: int, world_size: int) -> Iterator["PackedVideos"]:
