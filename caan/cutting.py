@@ -30,7 +30,7 @@ from caan.faces import (
 )
 from caan.identity import IdentityConfig, dlib_identity, identify
 from caan.schema import PICTURES_SCHEMA, table_of
-from caan.storage import is_s3, open_ranges
+from caan.storage import explained, is_s3, open_ranges
 from caan.video import Frame, KeyFrame, key_frames, sample_frames
 
 PICTURE_SIZE = 224
@@ -107,6 +107,7 @@ def cut_segment(
     with ExitStack() as stack:
         source: Any = request["source"]
         if is_s3(source):
+            stack.enter_context(explained(source, "reading"))
             source = stack.enter_context(open_ranges(source))
         ranges = [(request["first_index"], request["num_frames"])]
         looks = None

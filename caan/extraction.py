@@ -7,7 +7,6 @@
 import dataclasses
 import functools
 import math
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,11 +28,12 @@ from caan.cutting import (
     status_row,
     warm_up,
 )
-from caan.errors import Crashed, TimedOut, VideoError
+from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError
 from caan.faces import Box, DetectorConfig, load_detector, resize_context, select_faces
 from caan.identity import IdentityConfig, identify
 from caan.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
+from caan.scratch import scratch_file, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,34 +121,53 @@ class SandboxConfig:
     spool_mb: int = 512
     """S3 objects up to this size are copied to local disk first; larger ones are read by ranges."""
     max_attempts: int = 3
-    """Tries at one segment over worker crashes and resumes; then it is given up as `crashed`."""
+    """Tries at one segment that cost its worker, or at one video that cost the decoding child
+    (crash, time or memory limit), over resumes; then it is given up with that status."""
 
 
 class AttemptLog:
-    """Counts tries at segments in files, so that a segment that kills its worker is given up.
+    """Counts tries in files, so that a video that costs workers or children is given up.
 
-    A try leaves a file that is removed when the segment was decoded, well or badly: what is left
-    are the tries that took the worker with them.
+    A try leaves `<segment_id>.<n>`, which is removed when it came to its end: what is left are
+    tries that took the worker with them. A try that cost its child leaves `<segment_id>.<n>.failed`
+    with status and error, which counts for the whole video. Both outlive the run.
     """
 
     def __init__(self, folder: str, max_attempts: int) -> None:
         self.folder = folder
         self.max_attempts = max_attempts
 
-    def _path(self, segment_id: str, attempt: int) -> str:
-        return storage.join(self.folder, f"{segment_id}.{attempt}")
+    def begin(self, segment_id: str) -> str:
+        """Note a try; gives its name.
 
-    def begin(self, segment_id: str) -> int | None:
-        """Note a try; its number from 0, or None when all tries are used up."""
-        for attempt in range(self.max_attempts):
-            if not storage.exists(self._path(segment_id, attempt)):
-                storage.write_bytes(self._path(segment_id, attempt), b"")
-                return attempt
-        return None
+        Raises:
+            VideoError: all tries are used up; with the status and text of the last failure.
+        """
+        names = storage.list_names(self.folder)
+        video = segment_id.rpartition("-")[0]
+        failed = [n for n in names if n.endswith(".failed") and n.rpartition("-")[0] == video]
+        own = {n.removesuffix(".failed") for n in names if n.startswith(f"{segment_id}.")}
+        if len(failed) >= self.max_attempts:
+            said = storage.read_json(storage.join(self.folder, max(failed)))
+            error = VideoError(said["error"])
+            error.status = said["status"]
+            raise error
+        if len(own) >= self.max_attempts:
+            raise Crashed(f"given up: its worker died in each of {self.max_attempts} tries")
+        free = (f"{segment_id}.{number}" for number in range(self.max_attempts))
+        name = next(name for name in free if name not in own)
+        storage.write_bytes(storage.join(self.folder, name), b"")
+        return name
 
-    def end(self, segment_id: str, attempt: int) -> None:
+    def fail(self, name: str, error: VideoError) -> None:
+        """The try cost the child."""
+        said = {"status": error.status, "error": str(error)}
+        storage.write_json(storage.join(self.folder, f"{name}.failed"), said)
+        self.end(name)
+
+    def end(self, name: str) -> None:
         """The try came to its end."""
-        storage.delete(self._path(segment_id, attempt))
+        storage.delete(storage.join(self.folder, name))
 
 
 class SegmentDecoder:
@@ -164,6 +183,8 @@ class SegmentDecoder:
             memory_limit_bytes=limits.memory_limit_mb << 20,
         )
         self.counts: dict[str, float] = {}
+        for folder in {scratch_folder(), tempfile.gettempdir()}:
+            sweep(folder)
 
     def take_counts(self) -> dict[str, float]:
         """Segments, failures and seconds since the last call."""
@@ -178,16 +199,7 @@ class SegmentDecoder:
         if request["known_status"]:
             result = status_row(request, request["known_status"], request["known_error"])
         else:
-            attempt = self.attempts.begin(request["segment_id"])
-            if attempt is None:
-                result = status_row(
-                    request,
-                    Crashed.status,
-                    f"given up: its worker died in each of {self.limits.max_attempts} tries",
-                )
-            else:
-                result = self._try(request)
-                self.attempts.end(request["segment_id"], attempt)
+            result = self._try(request)
         status = result["status"][0].as_py()
         self._count("segments", 1)
         self._count("failed", status not in ("ok", "partial", "no_face"))
@@ -226,16 +238,26 @@ class SegmentDecoder:
             raise error
 
     def _cut(self, request: dict[str, Any], decoder: str) -> pa.Table:
-        handle, path = tempfile.mkstemp(prefix="caan-pictures-", dir=scratch_folder())
-        os.close(handle)
+        attempt = self.attempts.begin(request["segment_id"])
         try:
+            # Tries that came to their end are forgotten, whatever the end; lost ones stay.
+            table = self._cut_in_child(request, decoder)
+        except (Crashed, TimedOut, OutOfMemory) as error:
+            self.attempts.fail(attempt, error)
+            raise
+        except VideoError:
+            self.attempts.end(attempt)
+            raise
+        self.attempts.end(attempt)
+        return table
+
+    def _cut_in_child(self, request: dict[str, Any], decoder: str) -> pa.Table:
+        with scratch_file(scratch_folder()) as path, storage.explained(path, "passing pictures by"):
             counts = self.sandbox.run(cut_segment, request, self.cut, decoder, path)
             for name, value in dataclasses.asdict(counts).items() if counts else ():
                 self._count(name, value)
-            with pa.memory_map(path) as file:
+            with pa.memory_map(path) as file:  # keeps the pictures until the table is dropped
                 return pa.ipc.open_file(file).read_all()
-        finally:
-            os.unlink(path)  # the mapping keeps the pictures until the table is dropped
 
 
 class FaceCutter:

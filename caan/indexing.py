@@ -25,7 +25,7 @@ def probe_uri(uri: str) -> dict[str, Any]:
         VideoError: the file is no readable video.
     """
     if is_s3(uri):
-        with open_ranges(uri) as file:
+        with storage.explained(uri, "reading"), open_ranges(uri) as file:
             found = probe(file)
     else:
         found = probe(uri)

@@ -59,10 +59,22 @@ IsUnneeded = Callable[[int, int], bool]
 
 
 class _OneFile:
-    """A file without a name, so that FFmpeg can judge it by its content only."""
+    """A file without a name, so that FFmpeg can judge it by its content only.
+
+    FFmpeg takes a failed read for the end of the file; so that storage out of reach is not called
+    a damaged video, the failure is kept.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self._read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.failure: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._read(size)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
@@ -85,10 +97,12 @@ class MediaFile:
         except (IsADirectoryError, PermissionError) as error:
             raise Unreadable(f"cannot be read: {source} ({error.strerror})") from error
         self._container: InputContainer | None = None
+        self._reads = _OneFile(self._file)
         try:
             self._open()
         except BaseException:
             self.close()
+            self._raise_failure()
             raise
 
     def __enter__(self) -> "MediaFile":
@@ -96,6 +110,15 @@ class MediaFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """What kept the file from being read, whatever FFmpeg made of it."""
+        failure = self._reads.failure
+        if failure is not None and self.path:
+            raise Unreadable(f"cannot be read: {self.path} ({failure.strerror})") from failure
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Closes what this object opened; a file object given stays open."""
@@ -109,7 +132,7 @@ class MediaFile:
         limits = {"max_pixels": str(MAX_PIXELS)}
         try:
             self._container = av.open(
-                _OneFile(self._file),
+                self._reads,
                 "r",
                 options=limits,
                 container_options={

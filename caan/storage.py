@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 
 from caan.errors import InputError, Missing, StorageError
+from caan.scratch import scratch_file
 
 logger = logging.getLogger(__name__)
 
@@ -248,6 +249,15 @@ def list_files(path: str | os.PathLike[str]) -> list[StoredFile]:
     return sorted(
         (f for f in files if not f.uri.rpartition("/")[2].startswith(".")), key=lambda f: f.uri
     )
+
+
+def list_names(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of the files right in a folder, but not of half-written ones; none is no error."""
+    fs, inner = filesystem(folder)
+    with explained(folder, "listing"):
+        found = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
+    files = (item.base_name for item in found if item.type == pyarrow.fs.FileType.File)
+    return sorted(name for name in files if not name.endswith(".tmp"))
 
 
 def _list_s3(uri: str) -> list[StoredFile]:
@@ -494,16 +504,12 @@ def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
     if size_bytes > spool_bytes:
         yield uri
         return
-    handle, name = tempfile.mkstemp(prefix="caan-spool-", suffix="-" + Path(uri).suffix)
-    os.close(handle)
-    try:
+    with scratch_file(tempfile.gettempdir(), "-" + Path(uri).suffix) as name:
         try:
             _download(uri, Path(name))
         except FileNotFoundError as error:
             raise Missing(f"there is no object `{redact(uri)}`") from error
         yield name
-    finally:
-        os.unlink(name)
 
 
 def open_ranges(uri: str) -> BinaryIO:

