@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 import tyro
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caan.errors import InputError, StorageError
 from caan.storage import redact
@@ -210,8 +211,9 @@ class Monitor:
 
 
 def start_monitor() -> Any:
-    """A handle to a new monitor somewhere on the cluster."""
-    return ray.remote(num_cpus=0)(Monitor).remote()
+    """A handle to a new monitor on the driver's node: the end of another one leaves it alone."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor).remote()
 
 
 class Staged:

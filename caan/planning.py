@@ -1,6 +1,7 @@
 """Manifest -> segments: what is to be done, in shards that are done and resumed on their own."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -105,22 +106,28 @@ def _check_range(video: dict[str, Any], *, needs_duration: bool) -> None:
         )
 
 
-def new_segments(plan: pa.Table, done: pa.Table | None) -> pa.Table:
+WATCHED = ("etag", "size_bytes")
+"""Columns of a plan that say whether a video is still the one that was read."""
+
+
+def new_segments(
+    plan: pa.Table, done: pa.Table | None, watched: Sequence[str] = WATCHED
+) -> pa.Table:
     """The segments of `plan` that an earlier plan does not name.
 
     Raises:
-        InputError: a file of the earlier plan has changed since (another etag or size).
+        InputError: a video of the earlier plan has changed since, in one of the columns `watched`.
     """
     if done is None:
         return plan
-    keys = ["video_id", "etag", "size_bytes"]
+    keys = ["video_id", *watched]
     old = {row["video_id"]: row for row in done.select(keys).to_pylist()}
     for row in plan.select([*keys, "uri"]).to_pylist():
         before = old.get(row["video_id"])
-        if before and (before["etag"], before["size_bytes"]) != (row["etag"], row["size_bytes"]):
+        if before and (changed := [name for name in watched if before[name] != row[name]]):
             raise InputError(
-                f"`{row['uri']}` changed since this output was made: use another --output, or "
-                "`--on-change recompute`."
+                f"`{row['uri']}` changed ({', '.join(changed)}) since this output was made: use "
+                "another --output, or `--on-change recompute`."
             )
     known = pc.is_in(plan["video_id"], value_set=pc.unique(done["video_id"].combine_chunks()))
     return plan.filter(pc.invert(known))

@@ -11,7 +11,7 @@ A retry writes under the next attempt=<n>; a segment's row is the one of its hig
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from caan import storage
 from caan.errors import InputError
-from caan.planning import SHARD_SEGMENTS, new_segments, shards_of
+from caan.planning import SHARD_SEGMENTS, WATCHED, new_segments, shards_of
 
 SUCCESS = "_SUCCESS"
 GOOD_STATUSES = ("ok", "partial", "no_face")
@@ -89,6 +89,10 @@ def open_output(output: str, config: dict[str, Any], fingerprint: str, on_change
                 f"`{output}` was made with other options: {', '.join(changed) or 'unknown'}. "
                 "Use another --output, or `--on-change recompute` to make it anew."
             )
+        # run.json goes last: after a kill in between, the same command knows whose folder it is.
+        for file in _files(output):
+            if file.uri != storage.normalise(run_file):
+                storage.delete(file.uri)
         storage.delete(output)
     elif any(not f.uri.rpartition("/")[2].startswith(".") for f in _files(output)):
         raise InputError(f"`{output}` is not empty and holds no run of ours: use another --output.")
@@ -113,12 +117,19 @@ def existing_shards(output: str, name: str) -> list[Shard]:
 
 
 def extend_plan(
-    output: str, name: str, plan: pa.Table, *, retry_failed: bool, recompute_changed: bool = False
+    output: str,
+    name: str,
+    plan: pa.Table,
+    *,
+    retry_failed: bool,
+    recompute_changed: bool = False,
+    watched: Sequence[str] = WATCHED,
 ) -> list[Shard]:
     """Write the plan's new segments as shards, and with `retry_failed` the failed ones again.
 
     Raises:
-        InputError: a file changed since an earlier plan, unless `recompute_changed`.
+        InputError: a video changed since an earlier plan, by its columns `watched`, unless
+            `recompute_changed`.
     """
     shards = existing_shards(output, name)
     done = None
@@ -126,11 +137,11 @@ def extend_plan(
         done = pa.concat_tables([storage.read_table(shard.plan) for shard in shards])
     again: set[str] = set()
     if done is not None and recompute_changed:
-        again = _changed_videos(plan, done)
+        again = _changed_videos(plan, done, watched)
         done = done.filter(
             pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again), pa.string())))
         )
-    new = new_segments(plan, done)
+    new = new_segments(plan, done, watched)
     first_time = new.filter(
         pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again), pa.string())))
     )
@@ -154,15 +165,12 @@ def extend_plan(
     return existing_shards(output, name)
 
 
-def _changed_videos(plan: pa.Table, done: pa.Table) -> set[str]:
-    keys = ["video_id", "etag", "size_bytes"]
-    old = {
-        row["video_id"]: (row["etag"], row["size_bytes"]) for row in done.select(keys).to_pylist()
-    }
+def _changed_videos(plan: pa.Table, done: pa.Table, watched: Sequence[str]) -> set[str]:
+    old = {row.pop("video_id"): row for row in done.select(["video_id", *watched]).to_pylist()}
     return {
         row["video_id"]
-        for row in plan.select(keys).to_pylist()
-        if row["video_id"] in old and old[row["video_id"]] != (row["etag"], row["size_bytes"])
+        for row in plan.select(["video_id", *watched]).to_pylist()
+        if any(old.get(row["video_id"], row)[name] != row[name] for name in watched)
     }
 
 

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 S3_ATTEMPTS = 8
 """Tries per request before an S3 fault counts as lasting (about a minute of back-off)."""
 
+S3_REQUEST_SECONDS = 60.0
+"""Longest silence of S3 within a request before it is tried again."""
+
 RANGE_BUFFER_BYTES = 1 << 20
 """Read-ahead of one range request on a large object."""
 
@@ -126,7 +129,7 @@ def _s3(endpoint: str | None, region: str | None, process: int) -> pyarrow.fs.S3
     return pyarrow.fs.S3FileSystem(
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
         connect_timeout=10,
-        request_timeout=60,
+        request_timeout=S3_REQUEST_SECONDS,
         **arguments,
     )
 
@@ -145,7 +148,11 @@ def _s3fs() -> Any:
 
     return s3fs.S3FileSystem(
         client_kwargs={"endpoint_url": _endpoint()} if _endpoint() else {},
-        config_kwargs={"retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"}},
+        config_kwargs={
+            "retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"},
+            "connect_timeout": 10,
+            "read_timeout": S3_REQUEST_SECONDS,
+        },
         use_listings_cache=False,
         skip_instance_cache=True,
     )
@@ -170,7 +177,7 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         ) from error
     except (OSError, pa.ArrowInvalid, BotoCoreError) as error:
         text = redact(" ".join(str(error).split()))
-        if _is_denied(text):
+        if _is_denied(text) or ("flush response stream" in text and _may_not_read(name)):
             raise StorageError(
                 f"access denied while {doing} `{name}`: check the permissions or the AWS "
                 "credentials."
@@ -180,6 +187,17 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         if _is_absent(text) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP):
             raise FileNotFoundError(name) from error
         raise StorageError(f"storage failed while {doing} `{name}`: {text[:300]}") from error
+
+
+def _may_not_read(uri: str) -> bool:
+    """Whether reading is denied: pyarrow cannot tell where the refusal is longer than the range."""
+    try:
+        _s3fs().cat_file(uri, start=0, end=1)
+    except PermissionError:
+        return True
+    except (OSError, BotoCoreError):
+        return False
+    return False
 
 
 def _is_denied(text: str) -> bool:

@@ -20,7 +20,7 @@ from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
 from caan.faces import GPU_DETECTORS
 from caan.identity import IdentityConfig
-from caan.planning import check_manifest, plan_segments
+from caan.planning import WATCHED, check_manifest, plan_segments
 from caan.runs import SUCCESS, Shard
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,9 @@ class Pipeline:
     def run(self, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
         """Finish the unfinished shards; gives the counts of each stage and the seconds it took."""
         left = [shard for shard in shards if not shard.is_finished()]
+        for shard in shards:
+            if shard not in left:
+                storage.delete(shard.state)  # a kill may have come right before
         monitor = on_ray.start_monitor()
         num_segments = sum(storage.read_table(s.plan, ["segment_id"]).num_rows for s in left)
         start_seconds = time.perf_counter()
@@ -238,6 +241,7 @@ class Run:
             plan,
             retry_failed=self.retry_failed,
             recompute_changed=self.on_change == "recompute",
+            watched=(*WATCHED, "face_box") if self.config.face_policy == "marked" else WATCHED,
         )
         storage.write_table(manifest, storage.join(self.output, "manifest.parquet"))
         on_ray.start()
@@ -257,11 +261,13 @@ class Run:
             self.config.face_backbone,
             self.config.context_backbone,
         )
-        before = storage.read_json(storage.join(self.output, "run.json"))
+        run_file = storage.join(self.output, "run.json")
+        before = storage.read_json(run_file)
         if before["is_complete"] and all(shard.is_finished() for shard in shards):
             # A repeated command finds nothing to do: the figures stay those of the real run.
             counts = {name: before[name] for name in ("stages", "stage_nodes", "seconds")}
         else:
+            storage.write_json(run_file, before | {"is_complete": False})
             counts = pipeline.run(shards, video_seconds)
         return {
             "job": self.job_name,

@@ -145,6 +145,41 @@ def test_a_changed_file_is_done_anew_only_when_asked(output):
     assert rows_of(output) == [("a", 0, "ok")] * 3 + [("b", 1, "ok")]
 
 
+def test_another_marked_face_is_a_change_where_faces_are_marked(output):
+    watched = ("etag", "size_bytes", "face_box")
+    finish(extend(output, plan_of("a", "b", face_box=[0, 0, 9, 9]))[0])
+    moved = pa.concat_tables(
+        [plan_of("a", face_box=[0, 0, 9, 9]), plan_of("b", face_box=[1, 0, 9, 9])]
+    )
+    assert len(extend(output, moved)) == 1
+    with pytest.raises(InputError, match=r"`/b` changed \(face_box\)"):
+        extend(output, moved, watched=watched)
+    shards = extend(output, moved, watched=watched, recompute_changed=True)
+    assert [(s.attempt, s.number) for s in shards] == [(0, 0), (1, 0)]
+    assert set(storage.read_table(shards[1].plan)["video_id"].to_pylist()) == {"b"}
+
+
+def test_making_anew_that_was_killed_goes_on(output, monkeypatch):
+    runs.open_output(output, CONFIG, "f1", "error")
+    for name in ("features/x", "zebra/x"):
+        storage.write_bytes(storage.join(output, name), b"old")
+    delete, calls = storage.delete, []
+
+    def die_at_the_second(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        delete(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", die_at_the_second)
+        patch.setattr(storage, "check_writable", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            runs.open_output(output, {"fps": 1.0}, "f2", "recompute")
+    runs.open_output(output, {"fps": 1.0}, "f2", "recompute")
+    assert [f.uri for f in storage.list_files(output)] == [storage.join(output, "run.json")]
+
+
 def test_reading_what_was_never_written_says_so(output):
     extend(output, plan_of("a"))
     with pytest.raises(InputError, match="has no finished `features`"):
