@@ -1,4 +1,4 @@
-"""Kills jobs that run on a local cluster of three raylets, runs them again, compares the tables.
+"""Kills jobs that run on a local cluster, runs them again, compares the tables.
 
 What is killed: the driver, a worker, a raylet with its workers, the whole machine (driver, raylets
 and workers at once), or the job by `ray job stop`. When: at any moment of the first phase, during
@@ -135,11 +135,13 @@ def started(start: Callable[[], Any]) -> Any:
 
 
 class Arena:
-    """Three raylets of their own on this machine, clips, and jobs that are started and killed."""
+    """Raylets of its own on this machine, clips, and jobs that are started and killed."""
 
-    def __init__(self, folder: Path, carphone: Path, *, takes_jobs: bool = False) -> None:
+    def __init__(
+        self, folder: Path, carphone: Path, *, num_raylets: int = 3, takes_jobs: bool = False
+    ) -> None:
         """`takes_jobs`: by `ray job submit`, for which the head needs a dashboard."""
-        self.folder, self.takes_jobs = folder, takes_jobs
+        self.folder, self.takes_jobs, self.num_raylets = folder, takes_jobs, num_raylets
         self.dashboard = free_port()
         write_clips(folder / "videos", carphone)
         self.cluster: Cluster
@@ -150,16 +152,21 @@ class Arena:
             self._wait(self._spawn(["jobs.index", *arguments], "index"))
 
     def _start_cluster(self) -> None:
-        head = {
-            "num_cpus": 3, "include_dashboard": self.takes_jobs, "dashboard_port": self.dashboard,
-            "object_store_memory": 300 << 20,
+        head = self._node_arguments() | {
+            "include_dashboard": self.takes_jobs, "dashboard_port": self.dashboard,
         }  # fmt: skip
         self.cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
-        for _ in range(2):
+        for _ in range(self.num_raylets - 1):
             self._add_node()
 
     def _add_node(self) -> None:
-        started(lambda: self.cluster.add_node(num_cpus=3, object_store_memory=300 << 20))
+        started(lambda: self.cluster.add_node(**self._node_arguments()))
+
+    def _node_arguments(self) -> dict[str, Any]:
+        # With ports given a raylet need not wait for its agents, which a busy machine makes long.
+        agents = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+        ports = {name: free_port() for name in agents}
+        return ports | {"num_cpus": 9 // self.num_raylets, "object_store_memory": 300 << 20}
 
     def close(self) -> None:
         """Ends the raylets and all that they started."""

@@ -12,11 +12,15 @@ import importlib.util
 import json
 import os
 import secrets
+import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 RECORD = Path(__file__).with_suffix(".json")
 REPORT = Path(__file__).with_suffix(".md")
@@ -61,7 +65,6 @@ def kills(options: argparse.Namespace) -> None:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_BACKEND_LOG_LEVEL": "fatal",
             "RAY_prestart_worker_first_driver": "0",
-            "RAY_raylet_start_wait_time_s": "180",
             "RAY_worker_niceness": "0",
             # Three raylets claim more cores than there are; their networks need not fight.
             "OMP_THREAD_LIMIT": "1",
@@ -83,7 +86,12 @@ def kills(options: argparse.Namespace) -> None:
         if not options.moments or moment in options.moments
     ]
     with tempfile.TemporaryDirectory(prefix="caan-kills-", ignore_cleanup_errors=True) as folder:
-        arena = Arena(Path(folder), carphone(), takes_jobs="job stop" in options.victims)
+        arena = Arena(
+            Path(folder),
+            carphone(),
+            num_raylets=3 if "raylet" in options.victims else 1,
+            takes_jobs="job stop" in options.victims,
+        )
         try:
             references = {}
             for number, (job, victim, moment) in enumerate(wanted):
@@ -102,6 +110,73 @@ def kills(options: argparse.Namespace) -> None:
                 add_to(options.record, "kills", lambda old, k=kill, n=rows: _with_kill(old, k, n))
         finally:
             arena.close()
+
+
+def media(options: argparse.Namespace) -> None:
+    """The hostile corpus through index and extract as a user runs them, watched."""
+    from benchmarks.hostile import corpus, write_clip
+    from benchmarks.hostile import pictures as drawn
+    from benchmarks.watching import FileWatch, Listener
+    from caan import runs, storage
+    from caan.verification import verify
+
+    with tempfile.TemporaryDirectory(prefix="caan-media-") as name:
+        folder = Path(name)
+        canary = folder / "canary" / "canary.mp4"
+        canary.parent.mkdir()
+        write_clip(canary, drawn(np.random.default_rng(0), 6), "libx264")
+        watch, listener = FileWatch(canary), Listener()
+        beside = Path(__file__).resolve().parents[2] / "shared" / "clips"
+        real = [carphone(), *sorted(path for path in beside.glob("*.*") if path.suffix != ".md")]
+        cases = corpus(
+            folder / "videos", options.seed, options.per_kind, canary, listener.url, real
+        )
+        manifest, features = str(folder / "manifest.parquet"), str(folder / "features")
+        limits = ["--limits.time-limit-seconds=60", "--limits.memory-limit-mb=1500"]
+        starter = ["--detector=libfacedetection", "--face-backbone=starter_face"]
+        starter += ["--context-backbone=starter_context", "--fps=2"]
+        crashes = 0
+        for arguments in (
+            ["jobs.index", f"--input={folder / 'videos'}", f"--output={manifest}"],
+            ["jobs.extract", f"--manifest={manifest}", f"--output={features}", *starter, *limits],
+        ):
+            crashes += (
+                subprocess.run([sys.executable, "-m", *arguments], check=False).returncode != 0
+            )
+        opened, called = watch.was_opened(), listener.was_called()
+        rows = storage.read_table(manifest, ["video_id", "uri"]).to_pylist()
+        ids = {Path(row["uri"]).name: row["video_id"] for row in rows}
+        statuses: dict[str, list[str]] = {}
+        for table in runs.latest_segments(features, "features", ["video_id", "status"]):
+            for row in table.to_pylist():
+                statuses.setdefault(row["video_id"], []).append(row["status"])
+        kinds: dict[str, Counter[str]] = {}
+        unexpected = []
+        for case in cases:
+            found = statuses.get(ids[case.path.name], ["none"])
+            kinds.setdefault(case.kind, Counter())[runs.video_status(found)] += 1
+            if not set(found) <= case.allowed:
+                unexpected.append(case.path.name)
+        record = storage.read_json(f"{features}/run.json")
+        problems = verify(features).problems
+        total = sum(kinds.values(), Counter())
+        part = {
+            "seed": options.seed,
+            "real_clips": len(real),
+            "files": len(cases),
+            "statuses": dict(sorted(total.items())),
+            "kinds": {kind: dict(found) for kind, found in kinds.items()},
+            "not_one_row": len(cases) - len(statuses) + (len(ids) != len(rows)),
+            "unexpected": unexpected,
+            "hangs": total["timed_out"],
+            "crashes": crashes,
+            "canary_opened": opened,
+            "address_called": called,
+            "seconds": round(record["seconds"], 1),
+            "verified": "; ".join(problems) or "whole",
+        }
+        print(json.dumps(part, indent=1))
+        add_to(options.record, "media", lambda _: part)
 
 
 def _with_kill(old: dict[str, Any], kill: Any, num_rows: int) -> dict[str, Any]:
@@ -130,8 +205,9 @@ def _kills(part: dict[str, Any]) -> list[str]:
     lines = [
         "## Kills",
         "",
-        "Three raylets on one machine; the tables after the same command has run again, against "
-        "those of an undisturbed run by hashes of every row's content. Seeds: "
+        "Raylets are killed in a cluster of three on one machine, the others in one of one. The "
+        "tables after the same command has run again, against those of an undisturbed run by "
+        "hashes of every row's content. Seeds: "
         f"{', '.join(str(run['seed']) for run in runs)}.",
         "",
         "| killed | job | moment | kills | commits under way | jobs that went on by themselves "
@@ -156,11 +232,12 @@ def _media(part: dict[str, Any]) -> list[str]:
     return [
         "## Hostile and broken media",
         "",
-        f"{part['files']} files (seed {part['seed']}) through jobs.index and jobs.extract: "
-        f"{statuses}. Videos without exactly one row: {part['not_one_row']}; statuses that a file "
-        f"may not have: {part['unexpected']}; hangs {part['hangs']}; crashes of the job "
+        f"{part['files']} files (seed {part['seed']}, of {part['real_clips']} real clips) through "
+        f"jobs.index and jobs.extract: {statuses}. Videos without exactly one row: {part['not_one_row']}; statuses that a file "
+        f"may not have: {part['unexpected']}; hangs of the job 0; crashes of the job "
         f"{part['crashes']}; other files opened {part['canary_opened']}, addresses called "
-        f"{part['address_called']}; longest segment {part['longest_seconds']} s; "
+        f"{part['address_called']}; decoding children ended by their time limit "
+        f"{part['hangs']}; {part['seconds']} s in all; "
         f"jobs.verify: {part['verified']}.",
         "",
         "| what was done to the file | files | statuses |",
@@ -197,6 +274,9 @@ def main() -> None:
     part.add_argument("--moments", nargs="+", default=[])
     part.add_argument("--most", type=int, default=100)
     part.set_defaults(run=kills)
+    part = parts.add_parser("media")
+    part.add_argument("--per-kind", type=int, default=6)
+    part.set_defaults(run=media)
     options = parser.parse_args()
     options.run(options)
 

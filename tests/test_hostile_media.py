@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
-from hostile import READ, corpus, playlists, write_clip
-from hostile import pictures as hostile_pictures
-from watching import FileWatch, Listener
 
+from benchmarks.hostile import READ, corpus, playlists, write_clip
+from benchmarks.hostile import pictures as hostile_pictures
+from benchmarks.watching import FileWatch, Listener
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.indexing import IndexProber
 from caan.planning import plan_segments

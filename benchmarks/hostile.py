@@ -1,14 +1,20 @@
-"""A corpus of hostile and broken media, made from synthetic clips; the same for the same seed."""
+"""A corpus of hostile and broken media; the same for the same seed and the same real clips.
+
+From a real clip come whole and damaged clips in every container, from drawn pictures what is odd
+by design.
+"""
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from caan.video import sample_frames
 
 READ = frozenset({"ok", "partial", "no_face"})
 """Statuses of files that give pictures."""
@@ -89,10 +95,10 @@ def write_sound(path: Path, codec: str) -> Path:
     return path
 
 
-def clips(folder: Path, rng: np.random.Generator) -> dict[str, Path]:
+def clips(folder: Path, frames: np.ndarray) -> dict[str, Path]:
     """A whole clip of two seconds in each container."""
     return {
-        suffix: write_clip(folder / f"whole.{suffix}", pictures(rng, 24), codec)
+        suffix: write_clip(folder / f"whole.{suffix}", frames, codec)
         for suffix, codec in CONTAINERS.items()
     }
 
@@ -124,17 +130,25 @@ def damaged(content: bytes, kind: str, rng: np.random.Generator) -> bytes:
 DAMAGES = ("truncated", "bits flipped", "header damaged", "hole", "spliced")
 
 
-def damaged_clips(folder: Path, seed: int, per_kind: int) -> Iterator[Case]:
-    """`per_kind` files of every damage in every container."""
+def damaged_clips(
+    folder: Path, seed: int, per_kind: int, real_clips: Sequence[Path]
+) -> Iterator[Case]:
+    """`per_kind` files of every damage in every container, and one of it of each real clip."""
     rng = np.random.default_rng(seed)
-    for suffix, path in clips(folder, rng).items():
-        yield Case(path, "whole", READ)
+    frames = pictures(rng, 24)
+    if real_clips:
+        shown = sample_frames(str(real_clips[0]), fps=12.0, num_frames=24, max_side_pixels=176)
+        frames = np.stack([frame.picture for frame in shown])
+    whole = [(path, per_kind) for path in clips(folder, frames).values()]
+    for path, count in [*whole, *((path, 1) for path in real_clips)]:
+        if path.parent == folder:
+            yield Case(path, "whole", READ)
         content = path.read_bytes()
         for kind in DAMAGES:
-            for n in range(per_kind):
-                target = folder / f"{kind.replace(' ', '_')}-{n}.{suffix}"
-                target.write_bytes(damaged(content, kind, rng))
-                yield Case(target, kind, ANY)
+            for n in range(count):
+                name = f"{path.stem}-{kind.replace(' ', '_')}-{n}{path.suffix}"
+                (folder / name).write_bytes(damaged(content, kind, rng))
+                yield Case(folder / name, kind, ANY)
 
 
 def patched(content: bytes, box: bytes, offset: int, value: bytes) -> bytes:
@@ -264,11 +278,18 @@ def playlists(folder: Path, canary: Path, url: str) -> Iterator[Case]:
             yield Case(path, "playlist", frozenset({"unreadable"}))
 
 
-def corpus(folder: Path, seed: int, per_kind: int, canary: Path, url: str) -> list[Case]:
-    """The whole corpus: 40 x `per_kind` damaged files, and what is odd by design."""
+def corpus(
+    folder: Path,
+    seed: int,
+    per_kind: int,
+    canary: Path,
+    url: str,
+    real_clips: Sequence[Path] = (),
+) -> list[Case]:
+    """The whole corpus: 40 x `per_kind` damaged files, 5 of each real clip, and what is odd."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        *damaged_clips(folder, seed, per_kind),
+        *damaged_clips(folder, seed, per_kind, real_clips),
         *special_files(folder, seed),
         *playlists(folder, canary, url),
     ]
