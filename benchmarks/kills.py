@@ -121,7 +121,7 @@ def free_port() -> int:
 
 def started(start: Callable[[], Any]) -> Any:
     """What `start` gives, tried again where a busy machine was too slow for Ray's 30 seconds."""
-    for left in reversed(range(5)):
+    for left in reversed(range(8)):
         before = {process.pid for process in psutil.Process().children()}
         try:
             return start()

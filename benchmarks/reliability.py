@@ -1,6 +1,6 @@
 """What happens to hostile files, killed jobs and failing storage; writes reliability.json and .md.
 
-python -m benchmarks.reliability kills --victims driver worker raylet machine "job stop"
+python -m benchmarks.reliability kills [--victims driver worker raylet machine "job stop"]
 python -m benchmarks.reliability media
 python -m benchmarks.reliability storage
 
@@ -25,18 +25,16 @@ import numpy as np
 RECORD = Path(__file__).with_suffix(".json")
 REPORT = Path(__file__).with_suffix(".md")
 
-ROUNDS = {
-    "driver": [("extract", "any"), ("extract", "write"), ("extract", "write"),
-               ("label", "second phase"), ("label", "second phase")],
-    "worker": [("extract", "any"), ("extract", "any"), ("extract", "write"), ("extract", "write"),
-               ("label", "second phase")],
-    "raylet": [("extract", "any"), ("extract", "any"), ("extract", "write"),
-               ("label", "second phase")],
-    "machine": [("extract", "write"), ("extract", "write"), ("extract", "write"),
-                ("label", "second phase"), ("label", "second phase")],
-    "job stop": [("extract", "any"), ("extract", "any"), ("label", "second phase")],
-}  # fmt: skip
-"""Victim: the kills of a recorded run, as job and moment."""
+KILLS = (
+    *["driver/extract/any"], *["driver/extract/write"] * 2, *["driver/label/second phase"] * 2,
+    *["worker/extract/any"] * 2, *["worker/extract/write"] * 2, *["worker/label/second phase"],
+    *["raylet/extract/any"] * 2, *["raylet/extract/write"], *["raylet/label/second phase"],
+    *["machine/extract/write"] * 3, *["machine/label/second phase"] * 2,
+    *["job stop/extract/any"] * 2, *["job stop/label/second phase"],
+)  # fmt: skip
+"""The kills of a recorded run: victim, job, moment."""
+
+VICTIMS = ("driver", "worker", "raylet", "machine", "job stop")
 
 
 def carphone() -> Path:
@@ -79,22 +77,19 @@ def kills(options: argparse.Namespace) -> None:
         )
     from benchmarks.kills import Arena, kill_once
 
-    wanted = [
-        (job, victim, moment)
-        for victim in options.victims
-        for job, moment in ROUNDS[victim][: options.most]
-        if not options.moments or moment in options.moments
-    ]
+    chosen = options.kills or [k for k in KILLS if k.split("/")[0] in options.victims]
+    wanted = [kill.split("/") for kill in chosen]
+    victims = {victim for victim, _, _ in wanted}
     with tempfile.TemporaryDirectory(prefix="caan-kills-", ignore_cleanup_errors=True) as folder:
         arena = Arena(
             Path(folder),
             carphone(),
-            num_raylets=3 if "raylet" in options.victims else 1,
-            takes_jobs="job stop" in options.victims,
+            num_raylets=3 if "raylet" in victims else 1,
+            takes_jobs="job stop" in victims,
         )
         try:
             references = {}
-            for number, (job, victim, moment) in enumerate(wanted):
+            for number, (victim, job, moment) in enumerate(wanted):
                 if job not in references:
                     references[job] = arena.undisturbed(job)
                     print(f"{job}: {sum(references[job][0].values())} rows undisturbed", flush=True)
@@ -233,8 +228,9 @@ def _media(part: dict[str, Any]) -> list[str]:
         "## Hostile and broken media",
         "",
         f"{part['files']} files (seed {part['seed']}, of {part['real_clips']} real clips) through "
-        f"jobs.index and jobs.extract: {statuses}. Videos without exactly one row: {part['not_one_row']}; statuses that a file "
-        f"may not have: {part['unexpected']}; hangs of the job 0; crashes of the job "
+        f"jobs.index and jobs.extract: {statuses}. Videos without exactly one row: "
+        f"{part['not_one_row']}; statuses that a file may not have: "
+        f"{part['unexpected']}; hangs of the job 0; crashes of the job "
         f"{part['crashes']}; other files opened {part['canary_opened']}, addresses called "
         f"{part['address_called']}; decoding children ended by their time limit "
         f"{part['hangs']}; {part['seconds']} s in all; "
@@ -270,9 +266,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=RECORD)
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("kills")
-    part.add_argument("--victims", nargs="+", choices=ROUNDS, default=list(ROUNDS))
-    part.add_argument("--moments", nargs="+", default=[])
-    part.add_argument("--most", type=int, default=100)
+    part.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS)
+    part.add_argument("--kills", nargs="+", help="victim/job/moment, instead of the whole list")
     part.set_defaults(run=kills)
     part = parts.add_parser("media")
     part.add_argument("--per-kind", type=int, default=6)

@@ -18,7 +18,7 @@ import tyro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caan.errors import InputError, StorageError
-from caan.storage import redact
+from caan.storage import fault_of, redact
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def _our_cause(error: BaseException) -> BaseException | None:
     while found is not None:
         if isinstance(found, InputError | StorageError):
             return found
+        if isinstance(found, OSError) and (fault := fault_of(found)):
+            return fault
         inner = getattr(found, "cause", None)
         found = inner if isinstance(inner, BaseException) else found.__cause__
     return None

@@ -189,6 +189,21 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         raise StorageError(f"storage failed while {doing} `{name}`: {text[:300]}") from error
 
 
+def fault_of(error: OSError) -> StorageError | None:
+    """What an error of the file systems says of storage, for one that came without `explained`.
+
+    pyarrow's text names the key. None: it says nothing of storage.
+    """
+    text = redact(" ".join(str(error).split()))[:400]
+    if _is_denied(text) or isinstance(error, PermissionError):
+        return StorageError(f"access denied: {text} Check the permissions or the AWS credentials.")
+    if error.errno == errno.ENOSPC or "No space left" in text:
+        return StorageError(f"no space left: {text} Free some disk.")
+    if "AWS Error" in text:
+        return StorageError(f"storage failed: {text}")
+    return None
+
+
 def _may_not_read(uri: str) -> bool:
     """Whether reading is denied: pyarrow cannot tell where the refusal is longer than the range."""
     try:

@@ -1,10 +1,14 @@
 """Storage that fails for a while, for ever, or denies access: by a proxy before an S3 server."""
 
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.faults import TRANSIENT, FaultProxy, Faults
@@ -86,6 +90,49 @@ def test_denied_access_stops_at_once_and_names_the_key(proxy: FaultProxy, s3_buc
         with pytest.raises(StorageError, match=rf"access denied while .*`{name}"):
             action()
         assert sum(proxy.faults.injected.values()) <= 2, (operation, proxy.faults.injected)
+
+
+def test_a_refusal_that_ray_met_names_the_key_too(proxy: FaultProxy, s3_bucket: str) -> None:
+    proxy.faults = Faults(kinds=("403",), operations=("PART", "COMPLETE"), most_per_request=100)
+    files, inner = storage.filesystem(s3_bucket + "/features/0.parquet")
+    with pytest.raises(OSError, match="ACCESS_DENIED") as failure:
+        pq.write_table(pa.table({"n": [1]}), inner, filesystem=files)
+    said = str(storage.fault_of(failure.value))
+    assert said.startswith("access denied: ")
+    assert "features/0.parquet" in said
+    assert storage.fault_of(OSError(28, "No space left on device")) is not None
+    assert storage.fault_of(OSError("another thing")) is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_content(
+    small_disk: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(small_disk / "run.json")
+    storage.write_bytes(file, b"old")
+    with pytest.raises(StorageError, match=r"no space left while writing `.*run\.json`: free"):
+        storage.write_bytes(file, CONTENT)
+    assert storage.read_bytes(file) == b"old"
+    uri = s3_bucket + "/clip.mp4"
+    storage.write_bytes(uri, CONTENT)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with (
+        pytest.raises(StorageError, match=r"no space left while reading `s3://"),
+        storage.spooled(uri, len(CONTENT), 1 << 30),
+    ):
+        pass
+    assert os.listdir(small_disk) == ["run.json"]
 
 
 @pytest.mark.parametrize("spool_mb", [0, 9])
