@@ -174,6 +174,95 @@ def media(options: argparse.Namespace) -> None:
         add_to(options.record, "media", lambda _: part)
 
 
+def faults(options: argparse.Namespace) -> None:
+    """index, extract and label on S3 with faults, against the same without; then access denied."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    from benchmarks.faults import TRANSIENT, FaultProxy, Faults
+    from benchmarks.kills import OPTIONS, row_hashes, write_clips
+    from caan import storage
+    from caan.verification import verify
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    proxy = FaultProxy(f"http://{host}:{port}")
+    os.environ |= {
+        "AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "a-key-for-tests", "AWS_SECRET_ACCESS_KEY": "a-secret-for-tests",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="archive")
+    with tempfile.TemporaryDirectory(prefix="caan-faults-") as folder:
+        write_clips(Path(folder), carphone())
+        storage.copy_folder(folder, "s3://archive/videos")
+
+    def run(job: str, target: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"jobs.{job}"]
+        if job == "index":
+            command += ["--input=s3://archive/videos", f"--output={target}.parquet"]
+        else:
+            manifest = f"{target.rpartition('/')[0]}/manifest.parquet"
+            command += [f"--manifest={manifest}", f"--output={target}", *OPTIONS[job]]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    runs: list[dict[str, Any]] = []
+    tables: dict[tuple[str, str], Counter[str]] = {}
+    names = {"index": "manifest", "extract": "features", "label": "labels"}
+    injected: Counter[str] = Counter()
+    for name, kinds in (("quiet", ()), ("faulty", TRANSIENT)):
+        proxy.faults = Faults(kinds=kinds, share=options.share, seed=options.seed, stall_seconds=3)
+        for job, table in names.items():
+            target = f"s3://archive/{name}/{table}"
+            before = Counter(proxy.faults.injected)
+            done = run(job, target)
+            now = proxy.faults.injected - before
+            if done.returncode:
+                print(done.stdout[-2000:], done.stderr[-3000:])
+            if job == "index" or done.returncode:
+                outcome = f"exit code {done.returncode}"
+            else:
+                tables[name, job] = row_hashes(target, job)
+                apart = (tables["quiet", job] - tables[name, job]) + (
+                    tables[name, job] - tables["quiet", job]
+                )
+                problems = "; ".join(verify(target).problems) or "whole"
+                outcome = (
+                    f"exit code 0, {sum(tables[name, job].values())} rows, "
+                    f"{sum(apart.values())} differ from the quiet run; jobs.verify: {problems}"
+                )
+            if kinds:
+                injected += now
+                said = ", ".join(f"{n} {fault}" for fault, n in sorted(now.items()))
+                runs.append({"what": f"jobs.{job}", "faults": said, "outcome": outcome})
+            print(name, job, outcome, flush=True)
+    survived = sum(injected.values()) if all("code 0" in r["outcome"] for r in runs) else 0
+    for operation, key in (("GET", "videos/03.mp4"), ("COMPLETE", "denied/features")):
+        storage.write_bytes(
+            "s3://archive/denied/manifest.parquet",
+            storage.read_bytes("s3://archive/quiet/manifest.parquet"),
+        )
+        proxy.faults = Faults(
+            kinds=("403",), operations=(operation,), keys=key, most_per_request=10**6
+        )
+        done = run("extract", "s3://archive/denied/features")
+        proxy.faults = Faults()
+        said = done.stderr.strip().splitlines()[-1]
+        outcome = f"exit code {done.returncode}: {said[:200]}"
+        print(outcome, flush=True)
+        runs.append({"what": "jobs.extract", "faults": f"{operation} 403 {key}",
+                     "outcome": outcome})  # fmt: skip
+        storage.delete("s3://archive/denied")
+    part = {
+        "seed": options.seed, "injected": sum(injected.values()), "survived": survived,
+        "runs": runs,
+    }  # fmt: skip
+    add_to(options.record, "storage", lambda _: part)
+    proxy.close()
+    server.stop()
+
+
 def _with_kill(old: dict[str, Any], kill: Any, num_rows: int) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -272,6 +361,9 @@ def main() -> None:
     part = parts.add_parser("media")
     part.add_argument("--per-kind", type=int, default=6)
     part.set_defaults(run=media)
+    part = parts.add_parser("storage")
+    part.add_argument("--share", type=float, default=0.1, help="of the requests that fail")
+    part.set_defaults(run=faults)
     options = parser.parse_args()
     options.run(options)
 

@@ -18,7 +18,8 @@ import tyro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caan.errors import InputError, StorageError
-from caan.storage import fault_of, redact
+from caan.storage import redact
+from caan.storage_errors import fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ class Monitor:
 def start_monitor() -> Any:
     """A handle to a new monitor on the driver's node: the end of another one leaves it alone."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor).remote()
+    return ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=here).remote()
 
 
 class Staged:

@@ -5,14 +5,12 @@ only when their upload completes. S3 is reached by the ordinary AWS variables (A
 AWS_REGION, AWS_ACCESS_KEY_ID, ...), transient errors are retried with back-off.
 """
 
-import errno
 import functools
 import hashlib
 import io
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -25,10 +23,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
 
 from caan.errors import InputError, Missing, StorageError
 from caan.scratch import scratch_file
+from caan.storage_errors import explained, redact
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +85,6 @@ def normalise(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(text.removeprefix("file://"))
 
 
-_USER_INFO = re.compile(r"(?<=://)[^\s/@`]*@")
-_QUERY = re.compile(r"(https?://[^\s?`'\"]*)\?[^\s`'\"]*")
-
-
-def redact(text: str) -> str:
-    """`text` without credentials: user info and query of URLs, and the AWS secrets in use."""
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        if len(secret := os.environ.get(name, "")) >= 8:
-            text = text.replace(secret, f"<{name}>")
-    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
-
-
 def join(folder: str | os.PathLike[str], *parts: str) -> str:
     """`folder/part/...`, local or s3://, never outside `folder` whatever the parts are.
 
@@ -143,7 +129,8 @@ def filesystem(path: str | os.PathLike[str]) -> tuple[pyarrow.fs.FileSystem, str
     return pyarrow.fs.LocalFileSystem(), text
 
 
-def _s3fs() -> Any:
+def s3fs_filesystem() -> Any:
+    """S3 as s3fs sees it: for listing, and for what pyarrow does not tell."""
     import s3fs
 
     return s3fs.S3FileSystem(
@@ -156,77 +143,6 @@ def _s3fs() -> Any:
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-
-
-@contextmanager
-def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Turn errors of the file systems into ours, with the path's name in the sentence.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        StorageError: access denied, disk full, or storage out of reach after all retries.
-    """
-    name = redact(os.fspath(path))
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except PermissionError as error:
-        raise StorageError(
-            f"access denied while {doing} `{name}`: check the permissions or the AWS credentials."
-        ) from error
-    except (OSError, pa.ArrowInvalid, BotoCoreError) as error:
-        text = redact(" ".join(str(error).split()))
-        if _is_denied(text) or ("flush response stream" in text and _may_not_read(name)):
-            raise StorageError(
-                f"access denied while {doing} `{name}`: check the permissions or the AWS "
-                "credentials."
-            ) from error
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
-            raise StorageError(f"no space left while {doing} `{name}`: free some disk.") from error
-        if _is_absent(text) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise FileNotFoundError(name) from error
-        raise StorageError(f"storage failed while {doing} `{name}`: {text[:300]}") from error
-
-
-def fault_of(error: OSError) -> StorageError | None:
-    """What an error of the file systems says of storage, for one that came without `explained`.
-
-    pyarrow's text names the key. None: it says nothing of storage.
-    """
-    text = redact(" ".join(str(error).split()))[:400]
-    if _is_denied(text) or isinstance(error, PermissionError):
-        return StorageError(f"access denied: {text} Check the permissions or the AWS credentials.")
-    if error.errno == errno.ENOSPC or "No space left" in text:
-        return StorageError(f"no space left: {text} Free some disk.")
-    if "AWS Error" in text:
-        return StorageError(f"storage failed: {text}")
-    return None
-
-
-def _may_not_read(uri: str) -> bool:
-    """Whether reading is denied: pyarrow cannot tell where the refusal is longer than the range."""
-    try:
-        _s3fs().cat_file(uri, start=0, end=1)
-    except PermissionError:
-        return True
-    except (OSError, BotoCoreError):
-        return False
-    return False
-
-
-def _is_denied(text: str) -> bool:
-    marks = (
-        *("ACCESS_DENIED", "AccessDenied", "HTTP code 403", "HTTP status 403", "Forbidden"),
-        *("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH"),
-        *("SignatureDoesNotMatch", "Unable to locate credentials"),
-    )
-    return any(mark in text for mark in marks)
-
-
-def _is_absent(text: str) -> bool:
-    marks = ("NO_SUCH", "NoSuchKey", "NoSuchBucket", "HTTP code 404", "Path does not exist")
-    return any(mark in text for mark in marks)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -252,7 +168,7 @@ def stat(path: str | os.PathLike[str]) -> StoredFile:
     uri = normalise(path)
     with explained(uri, "looking at"):
         if is_s3(uri):
-            info = _s3fs().info(uri)
+            info = s3fs_filesystem().info(uri)
             return StoredFile(
                 uri=uri,
                 size_bytes=int(info["size"] or 0),
@@ -294,7 +210,7 @@ def list_names(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _list_s3(uri: str) -> list[StoredFile]:
-    fs = _s3fs()
+    fs = s3fs_filesystem()
     try:
         found = (
             fs.glob(uri, detail=True)

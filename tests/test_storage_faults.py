@@ -18,6 +18,7 @@ from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.indexing import probe_uri
 from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
+from caan.storage_errors import fault_of
 
 CONTENT = bytes(range(256)) * 50_000  # more than one part of an upload
 
@@ -97,11 +98,11 @@ def test_a_refusal_that_ray_met_names_the_key_too(proxy: FaultProxy, s3_bucket: 
     files, inner = storage.filesystem(s3_bucket + "/features/0.parquet")
     with pytest.raises(OSError, match="ACCESS_DENIED") as failure:
         pq.write_table(pa.table({"n": [1]}), inner, filesystem=files)
-    said = str(storage.fault_of(failure.value))
+    said = str(fault_of(failure.value))
     assert said.startswith("access denied: ")
     assert "features/0.parquet" in said
-    assert storage.fault_of(OSError(28, "No space left on device")) is not None
-    assert storage.fault_of(OSError("another thing")) is None
+    assert fault_of(OSError(28, "No space left on device")) is not None
+    assert fault_of(OSError("another thing")) is None
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""What errors of the file systems mean, in sentences without credentials."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+from botocore.exceptions import BotoCoreError
+
+from caan.errors import StorageError
+
+_USER_INFO = re.compile(r"(?<=://)[^\s/@`]*@")
+_QUERY = re.compile(r"(https?://[^\s?`'\"]*)\?[^\s`'\"]*")
+
+
+def redact(text: str) -> str:
+    """`text` without credentials: user info and query of URLs, and the AWS secrets in use."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        if len(secret := os.environ.get(name, "")) >= 8:
+            text = text.replace(secret, f"<{name}>")
+    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
+
+
+@contextmanager
+def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Turn errors of the file systems into ours, with the path's name in the sentence.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: access denied, disk full, or storage out of reach after all retries.
+    """
+    name = redact(os.fspath(path))
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise StorageError(
+            f"access denied while {doing} `{name}`: check the permissions or the AWS credentials."
+        ) from error
+    except (OSError, pa.ArrowInvalid, BotoCoreError) as error:
+        text = redact(" ".join(str(error).split()))
+        if _is_denied(text) or ("flush response stream" in text and _may_not_read(name)):
+            raise StorageError(
+                f"access denied while {doing} `{name}`: check the permissions or the AWS "
+                "credentials."
+            ) from error
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+            raise StorageError(f"no space left while {doing} `{name}`: free some disk.") from error
+        if _is_absent(text) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise FileNotFoundError(name) from error
+        raise StorageError(f"storage failed while {doing} `{name}`: {text[:300]}") from error
+
+
+def fault_of(error: OSError) -> StorageError | None:
+    """What an error of the file systems says of storage, for one that came without `explained`.
+
+    pyarrow's text names the key. None: it says nothing of storage.
+    """
+    text = redact(" ".join(str(error).split()))[:400]
+    if _is_denied(text) or isinstance(error, PermissionError):
+        return StorageError(f"access denied: {text} Check the permissions or the AWS credentials.")
+    if error.errno == errno.ENOSPC or "No space left" in text:
+        return StorageError(f"no space left: {text} Free some disk.")
+    if "AWS Error" in text:
+        return StorageError(f"storage failed: {text}")
+    return None
+
+
+def _may_not_read(uri: str) -> bool:
+    """Whether reading is denied: pyarrow cannot tell where the refusal is longer than the range."""
+    from caan.storage import s3fs_filesystem  # that module imports this one
+
+    try:
+        s3fs_filesystem().cat_file(uri, start=0, end=1)
+    except PermissionError:
+        return True
+    except (OSError, BotoCoreError):
+        return False
+    return False
+
+
+def _is_denied(text: str) -> bool:
+    marks = (
+        *("ACCESS_DENIED", "AccessDenied", "HTTP code 403", "HTTP status 403", "Forbidden"),
+        *("INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH"),
+        *("SignatureDoesNotMatch", "Unable to locate credentials"),
+    )
+    return any(mark in text for mark in marks)
+
+
+def _is_absent(text: str) -> bool:
+    marks = ("NO_SUCH", "NoSuchKey", "NoSuchBucket", "HTTP code 404", "Path does not exist")
+    return any(mark in text for mark in marks)
