@@ -181,9 +181,8 @@ def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
     cores, gpus = physical_cpus(), num_gpus()
     num_embedders = embedders or (gpus or max(1, cores // 16))
     num_decoders = decoders or max(1, min(cores, 2) if not gpus and cores <= 2 else cores - 1)
-    # Two whole slots stay free for the read, filter and write tasks.
-    share = (logical - 2.0) / (num_decoders + num_embedders)
-    claim = max(0.01, min(1.0, round(share - 0.005, 2)))
+    nodes = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
+    claim = actor_claim(nodes, num_decoders + num_embedders)
     return PoolSizes(
         num_decoders=num_decoders,
         decoder_cpus=claim,
@@ -192,6 +191,20 @@ def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
         embedder_gpus=1.0 if gpus else 0.0,
         embedder_threads=max(1, cores // num_embedders),
     )
+
+
+def actor_claim(node_cpus: list[float], num_actors: int) -> float:
+    """Logical CPUs that each of so many actors may claim.
+
+    Two whole slots stay free for the read, filter and write tasks. Of several nodes the largest may
+    die: its actors must find room on the others, or the dataset waits for ever for, say, the only
+    one that holds the networks.
+    """
+    left = sorted(node_cpus)[:-1] if sum(sorted(node_cpus)[:-1]) > 2 else node_cpus
+    claim = max(0.01, min(1.0, round((sum(left) - 2.0) / num_actors - 0.005, 2)))
+    while claim > 0.01 and sum(int(cpus / claim) for cpus in left) < num_actors:
+        claim = round(claim - 0.01, 2)
+    return claim
 
 
 class Monitor:

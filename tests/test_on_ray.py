@@ -1,0 +1,22 @@
+"""What the jobs share of Ray, without a Ray."""
+
+import pytest
+
+from caan.on_ray import actor_claim
+
+
+@pytest.mark.parametrize(
+    ("node_cpus", "num_actors"),
+    [([6.0], 3), ([64.0], 64), ([4.0] * 3, 12), ([4.0] * 5, 21), ([8.0, 8.0, 64.0], 80),
+     ([3.0] * 3, 9), ([2.0, 2.0], 3), ([4.0, 0.0], 3)],
+)  # fmt: skip
+def test_actors_fit_beside_rays_tasks_and_after_the_largest_node_is_lost(
+    node_cpus: list[float], num_actors: int
+) -> None:
+    claim = actor_claim(node_cpus, num_actors)
+    assert 0 < claim <= 1
+    left = sorted(node_cpus)[:-1]
+    if sum(left) <= 2:
+        left = node_cpus
+    assert claim * num_actors <= sum(left) - 2 + 1e-9
+    assert sum(int(cpus / claim) for cpus in left) >= num_actors
