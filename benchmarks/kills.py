@@ -204,11 +204,6 @@ class Arena:
         """`ray job stop`."""
         subprocess.run([*self._ray_job("stop"), name], check=True, capture_output=True)
 
-    def job_ended(self, name: str) -> bool:
-        """Whether a submitted job has come to an end, good or bad."""
-        said = subprocess.run([*self._ray_job("status"), name], capture_output=True, text=True)
-        return any(word in said.stdout for word in ("succeeded", "failed", "stopped"))
-
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         try:
             return process.wait(timeout=RUN_LIMIT_SECONDS)
@@ -227,14 +222,14 @@ class Arena:
         assert code == 0, (self.folder / f"{output.name}.log").read_text()[-3000:]
         return row_hashes(str(output), job), time.monotonic() - start
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes of this cluster that run a job's tasks and actors now."""
+    def workers(self) -> list[tuple[psutil.Process, str]]:
+        """The processes of this cluster that run a job's tasks and actors now, with their titles."""
         found = []
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 title = " ".join(process.cmdline())
                 if title.startswith("ray::") and "IDLE" not in title:
-                    found.append(process)
+                    found.append((process, title))
         return found
 
     def kill(self, victim: str, driver: subprocess.Popen[bytes], rng: random.Random) -> None:
@@ -242,9 +237,11 @@ class Arena:
         if victim == "driver":
             driver.kill()
         elif victim == "worker":
-            workers = self.workers()
-            writing = [w for w in workers if "Write" in " ".join(w.cmdline() or [])]
-            rng.choice(writing or workers).kill()
+            while not (workers := self.workers()) and driver.poll() is None:
+                time.sleep(0.01)
+            writing = [worker for worker in workers if "Write" in worker[1]]
+            with suppress(psutil.NoSuchProcess, IndexError):  # it ended just now
+                rng.choice(writing or workers)[0].kill()
         elif victim == "raylet":
             node = rng.choice(list(self.cluster.worker_nodes))
             raylet = node.all_processes["raylet"][0].process.pid
@@ -252,7 +249,8 @@ class Arena:
             self.cluster.remove_node(node, allow_graceful=False)
             self._add_node()
         elif victim == "machine":
-            processes = [*self.workers(), *psutil.Process().children(recursive=True)]
+            workers = [process for process, _ in self.workers()]
+            processes = [*workers, *psutil.Process().children(recursive=True)]
             for process in dict.fromkeys(processes):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -275,6 +273,12 @@ def pending_files(output: Path) -> list[Path]:
 def part_files(output: Path, job: str) -> int:
     """Part files of the segment table."""
     return len(list(marker(output, job).parent.glob("*.parquet")))
+
+
+def is_complete(output: Path) -> bool:
+    """Whether the output's last run has ended well."""
+    record = output / "run.json"
+    return record.exists() and bool(json.loads(record.read_text())["is_complete"])
 
 
 class Moment:
@@ -307,8 +311,10 @@ class Moment:
         )
 
     def _until(self, is_so: Any, has_ended: Any) -> bool:
-        next_look = 0.0
+        next_look, limit = 0.0, time.monotonic() + RUN_LIMIT_SECONDS
         while not is_so():
+            if time.monotonic() > limit:
+                raise TimeoutError(f"{self.output.name} took more than {RUN_LIMIT_SECONDS:g} s")
             if time.monotonic() > next_look:
                 if has_ended():
                     return False
@@ -341,7 +347,7 @@ def kill_once(
     at = Moment(moment, job, output, rng, phase_seconds)
     if victim == "job stop":
         name = arena.submit(job, output)
-        if not at.wait(lambda: arena.job_ended(name)):
+        if not at.wait(lambda: is_complete(output)):
             return None
         after = time.monotonic() - start
         files = part_files(output, job)

@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
+import tyro
 
 from caan import storage
 from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
@@ -120,7 +121,7 @@ class SandboxConfig:
     """Resident memory of the decoding child, in MiB."""
     spool_mb: int = 512
     """S3 objects up to this size are copied to local disk first; larger ones are read by ranges."""
-    max_attempts: int = 3
+    max_attempts: Annotated[int, tyro.conf.arg(aliases=("--max-attempts",))] = 3
     """Tries at one segment that cost its worker, or at one video that cost the decoding child
     (crash, time or memory limit), over resumes; then it is given up with that status."""
 
