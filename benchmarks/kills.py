@@ -223,7 +223,7 @@ class Arena:
         return row_hashes(str(output), job), time.monotonic() - start
 
     def workers(self) -> list[tuple[psutil.Process, str]]:
-        """The processes of this cluster that run a job's tasks and actors now, with their titles."""
+        """The processes of this cluster that run tasks and actors now, with their titles."""
         found = []
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
