@@ -188,7 +188,7 @@ class SegmentDecoder:
             sweep(folder)
 
     def take_counts(self) -> dict[str, float]:
-        """Segments, failures and seconds since the last call."""
+        """Segments, videos and their bytes, failures and seconds since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 
@@ -203,11 +203,18 @@ class SegmentDecoder:
             result = self._try(request)
         status = result["status"][0].as_py()
         self._count("segments", 1)
+        if self._is_first(request):
+            self._count("videos", 1)
+            self._count("bytes", request["size_bytes"] or 0)
         self._count("failed", status not in ("ok", "partial", "no_face"))
         self._count(f"status.{status}", 1)
         self._count("seconds_decode", result["seconds_decode"][0].as_py() or 0.0)
         self._count("seconds_detect", result["seconds_detect"][0].as_py() or 0.0)
         return result
+
+    def _is_first(self, request: dict[str, Any]) -> bool:
+        """Whether a video begins with this segment: it stands for the video in the counts."""
+        return request["start_seconds"] - request["video_start_seconds"] < 1 / self.cut.fps
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + value

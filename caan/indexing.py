@@ -1,5 +1,6 @@
 """Probes listed videos in the sandbox: the headers that the manifest records."""
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -41,15 +42,19 @@ class IndexProber:
         self.counts: dict[str, float] = {}
 
     def take_counts(self) -> dict[str, float]:
-        """Files and failures since the last call."""
+        """Videos, failures, bytes and seconds since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """MANIFEST_SCHEMA -> MANIFEST_SCHEMA, a row for a row."""
         rows = [self._probe(row) for row in table.to_pylist()]
-        self.counts["files"] = len(rows)
+        self.counts["videos"] = len(rows)
         self.counts["failed"] = sum(row["status"] != "ok" for row in rows)
+        self.counts["bytes"] = sum(row["size_bytes"] or 0 for row in rows)
+        self.counts["video_seconds"] = sum(row["duration_seconds"] or 0.0 for row in rows)
+        for status, count in Counter(row["status"] for row in rows).items():
+            self.counts[f"status.{status}"] = count
         return table_of(rows, MANIFEST_SCHEMA)
 
     def _probe(self, row: dict[str, Any]) -> dict[str, Any]:

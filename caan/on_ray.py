@@ -8,13 +8,15 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 import tyro
+from ray.autoscaler.sdk import request_resources
+from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caan.errors import InputError, StorageError
@@ -29,6 +31,9 @@ MIN_LOGICAL_CPUS = 6
 """Logical CPUs of an embedded Ray. Ray's read, filter and write tasks of a dataset take a
 slot each beside the stages' actors; with fewer slots than stages a dataset waits for itself for
 ever."""
+
+ROLE = "caan-role"
+"""Label of nodes by which the stages find their place: `decode` or `embed`."""
 
 PROGRESS_SECONDS = 10.0
 """Time between two progress lines."""
@@ -132,12 +137,63 @@ def configure_data() -> None:
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
 
 
-def physical_cpus() -> int:
-    """CPU cores of the cluster: those of this machine where Ray is embedded here."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1:
-        return min(os.cpu_count() or 1, int(nodes[0]["Resources"].get("CPU", 1)) or 1)
-    return max(1, int(sum(node["Resources"].get("CPU", 0) for node in nodes)))
+def physical_cpus(on: Mapping[str, str] | None = None) -> int:
+    """CPU cores of the cluster, or of its nodes with these labels; of one node, this machine's."""
+    slots = int(sum(_slots(on)))
+    return max(1, slots if num_nodes() > 1 else min(os.cpu_count() or 1, slots))
+
+
+def _nodes(on: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The nodes that are there, or those of them with these labels."""
+    labels = set((on or {}).items())
+    return [n for n in ray.nodes() if n["Alive"] and labels <= set((n["Labels"] or {}).items())]
+
+
+def node_labels(node_ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The labels that whoever started these nodes gave them, by node id."""
+    wanted = set(node_ids)
+    return {
+        node["NodeID"]: {
+            name: value
+            for name, value in sorted((node["Labels"] or {}).items())
+            if not name.startswith("ray.io/")
+        }
+        for node in ray.nodes()
+        if node["NodeID"] in wanted
+    }
+
+
+def wait_for(*, cpus: int, gpus: int, seconds: float) -> None:
+    """Ask the cluster's autoscaler for that many, and wait until they are there.
+
+    Raises:
+        InputError: they are not there after so long.
+    """
+    if not cpus and not gpus:
+        return
+    logger.info("waiting for %d CPU slots and %d GPUs", cpus, gpus)
+    request_resources(num_cpus=cpus, bundles=[{"GPU": 1}] * gpus)
+    end = time.monotonic() + seconds
+    try:
+        while True:
+            found = ray.cluster_resources()
+            if found.get("CPU", 0) >= cpus and found.get("GPU", 0) >= gpus:
+                return
+            if time.monotonic() > end:
+                raise InputError(
+                    f"the Ray cluster has {found.get('CPU', 0):g} CPU slots and "
+                    f"{found.get('GPU', 0):g} GPUs after {seconds:g} s: ask for fewer than "
+                    f"--resources.min-cpus {cpus} --resources.min-gpus {gpus}, or look why no "
+                    "nodes come (`ray status`)."
+                )
+            time.sleep(1)
+    finally:
+        request_resources(num_cpus=0)  # nodes with work stay; without any, none is asked for
+
+
+def num_nodes() -> int:
+    """Nodes of the cluster, those without work included."""
+    return len(_nodes())
 
 
 def num_gpus() -> int:
@@ -161,13 +217,18 @@ class PoolSizes:
     """GPUs that an embedding actor claims."""
     embedder_threads: int
     """Threads that torch uses in an embedding actor."""
+    decode_on: dict[str, str]
+    """Labels of the nodes that decode; empty: any."""
+    embed_on: dict[str, str]
+    """Labels of the nodes that hold the networks; empty: any."""
 
 
 def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
-    """Sizes of the pools from the cluster's resources, leaving CPU slots for Ray's own tasks.
+    """Sizes and places of the pools, leaving CPU slots for Ray's own tasks.
 
     Without a GPU the networks take nearly all the time, so one actor per node uses all its cores
-    and decoding overlaps with it; with GPUs each carries one embedder and the cores decode.
+    and decoding overlaps with it; with GPUs each carries one embedder and the cores decode. Where
+    nodes carry the label `caan-role` with `decode` or `embed`, that stage runs on them alone.
 
     Raises:
         InputError: the cluster has too few CPU slots (PLATFORM: a dataset would hang).
@@ -176,20 +237,31 @@ def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
     if logical < 3:
         raise InputError(
             f"the Ray cluster has {logical:g} CPU slots, and a run needs at least 3: start it with "
-            "`ray start --num-cpus 4` or more (logical slots may exceed the cores)."
+            "`ray start --num-cpus 4` or more (logical slots may exceed the cores), or let "
+            "`--resources.min-cpus` ask its autoscaler for nodes."
         )
-    cores, gpus = physical_cpus(), num_gpus()
-    num_embedders = embedders or (gpus or max(1, cores // 16))
-    num_decoders = decoders or max(1, min(cores, 2) if not gpus and cores <= 2 else cores - 1)
-    nodes = [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
-    claim = actor_claim(nodes, num_decoders + num_embedders)
+    decode_on, embed_on = (
+        {ROLE: role} if _nodes({ROLE: role}) else {} for role in ("decode", "embed")
+    )
+    gpus = num_gpus()
+    cores, decode_cores, embed_cores = map(physical_cpus, ({}, decode_on, embed_on))
+    num_embedders = embedders or (gpus or max(1, embed_cores // 16))
+    few = not gpus and cores <= 2
+    num_decoders = decoders or max(1, min(cores, 2) if few else decode_cores - 1)
+    if decode_on or embed_on:
+        decoder_claim = actor_claim(_slots(decode_on), num_decoders)
+        embedder_claim = actor_claim(_slots(embed_on), num_embedders)
+    else:
+        decoder_claim = embedder_claim = actor_claim(_slots(), num_decoders + num_embedders)
     return PoolSizes(
         num_decoders=num_decoders,
-        decoder_cpus=claim,
+        decoder_cpus=decoder_claim,
         num_embedders=num_embedders,
-        embedder_cpus=claim,
+        embedder_cpus=embedder_claim,
         embedder_gpus=1.0 if gpus else 0.0,
-        embedder_threads=max(1, cores // num_embedders),
+        embedder_threads=max(1, embed_cores // num_embedders),
+        decode_on=decode_on,
+        embed_on=embed_on,
     )
 
 
@@ -207,29 +279,56 @@ def actor_claim(node_cpus: list[float], num_actors: int) -> float:
     return claim
 
 
-class Monitor:
-    """Sums what the stages report while a dataset runs."""
+def _slots(on: Mapping[str, str] | None = None) -> list[float]:
+    """Logical CPUs of each node with these labels."""
+    return [node["Resources"].get("CPU", 0.0) for node in _nodes(on)]
 
-    def __init__(self) -> None:
+
+class Monitor:
+    """Sums what the stages report while a dataset runs, for run.json and for Prometheus.
+
+    A count `name` becomes the metric `ray_caan_<name>_total` with the labels `job` and `stage`; of
+    a count `status.<word>` the word is the label `status`.
+    """
+
+    def __init__(self, job: str) -> None:
+        self.job = job
         self.totals: dict[str, dict[str, float]] = {}
         self.nodes: dict[str, set[str]] = {}
+        self.counters: dict[str, metrics.Counter] = {}
 
     def add(self, stage: str, node_id: str, counts: dict[str, float]) -> None:
         """Add one call's counts to the stage's totals."""
         totals = self.totals.setdefault(stage, {})
         for name, value in counts.items():
             totals[name] = totals.get(name, 0.0) + value
+            if value > 0:
+                self._export(stage, name, value)
         self.nodes.setdefault(stage, set()).add(node_id)
+
+    def _export(self, stage: str, name: str, value: float) -> None:
+        kind, _, status = name.partition(".")
+        if kind not in self.counters:
+            said = f"CAAN: {kind.replace('_', ' ')}, summed over the actors of a stage"
+            self.counters[kind] = metrics.Counter(f"caan_{kind}", said, ("job", "stage", "status"))
+        tags = {"job": self.job, "stage": stage, "status": status}
+        self.counters[kind].inc(value, tags)
+
+    def end(self) -> None:
+        """Leave as a process does, which hands the last counts on."""
+        ray.actor.exit_actor()
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
         """Totals and node ids, each by stage."""
         return self.totals, {stage: sorted(nodes) for stage, nodes in self.nodes.items()}
 
 
-def start_monitor() -> Any:
-    """A handle to a new monitor on the driver's node: the end of another one leaves it alone."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=here).remote()
+def start_monitor(job: str) -> Any:
+    """A handle to a new monitor on the driver's node, which outlives all others for this run."""
+    node = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(num_cpus=0)(Monitor)
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    return actor.options(scheduling_strategy=here).remote(job)
 
 
 class Staged:

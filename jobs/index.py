@@ -91,7 +91,7 @@ def main(job: Job) -> int:
     on_ray.configure_data()
     table = table_of(rows, MANIFEST_SCHEMA)
     probes = job.probes or max(1, on_ray.physical_cpus())
-    monitor = on_ray.start_monitor()
+    monitor = on_ray.start_monitor("index")
     probed = (
         ray.data.from_arrow([table.slice(n, 32) for n in range(0, table.num_rows, 32)])
         .map_batches(
@@ -105,6 +105,7 @@ def main(job: Job) -> int:
         .to_arrow_refs()
     )
     manifest = pa.concat_tables(ray.get(probed)).cast(MANIFEST_SCHEMA).sort_by("uri")
+    monitor.end.remote()
     facts = {"dataset": job.dataset, "face_crops": str(DATASETS[job.dataset].is_face_crops)}
     storage.write_table(manifest.replace_schema_metadata(facts), job.output)
     statuses = Counter(manifest["status"].to_pylist())

@@ -43,6 +43,12 @@ class Resources:
     embed_segments: int = 0
     """Segments whose pictures are put together to fill those batches; 0: as many as have, by the
     plan, eight passes of pictures, at most 128."""
+    min_cpus: int = 0
+    """CPU slots to ask the cluster's autoscaler for and to wait for, before pools are sized."""
+    min_gpus: int = 0
+    """GPUs to wait for, likewise."""
+    wait_seconds: float = 900.0
+    """Longest wait for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +68,16 @@ class Pipeline:
     identity: IdentityConfig | None = None
     """Which faces get a vector that tells people apart; None: none."""
 
-    def run(self, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
+    def run(self, job: str, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
         """Finish the unfinished shards; gives the counts of each stage and the seconds it took."""
         left = [shard for shard in shards if not shard.is_finished()]
         for shard in shards:
             if shard not in left:
                 storage.delete(shard.state)  # a kill may have come right before
-        monitor = on_ray.start_monitor()
+        wanted = self.resources
+        if left:
+            on_ray.wait_for(cpus=wanted.min_cpus, gpus=wanted.min_gpus, seconds=wanted.wait_seconds)
+        monitor = on_ray.start_monitor(job)
         num_segments = sum(storage.read_table(s.plan, ["segment_id"]).num_rows for s in left)
         start_seconds = time.perf_counter()
         with on_ray.Progress(monitor, num_segments, video_seconds) as progress:
@@ -78,10 +87,11 @@ class Pipeline:
             totals, nodes = progress.totals()
             if left:
                 logger.info("%s", progress.line())
-        ray.kill(monitor)
+        monitor.end.remote()
         return {
             "stages": totals,
             "stage_nodes": nodes,
+            "node_labels": on_ray.node_labels({n for of_stage in nodes.values() for n in of_stage}),
             "seconds": time.perf_counter() - start_seconds,
         }
 
@@ -123,6 +133,7 @@ class Pipeline:
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=sizes.num_decoders),
             num_cpus=sizes.decoder_cpus,
+            label_selector=sizes.decode_on or None,
         )
         if detect_on_gpu:
             rows = rows.map_batches(
@@ -138,6 +149,7 @@ class Pipeline:
                 compute=ray.data.ActorPoolStrategy(size=sizes.num_embedders),
                 num_cpus=sizes.embedder_cpus,
                 num_gpus=0.3,
+                label_selector=sizes.embed_on or None,
             )
         device = "cuda" if has_gpu else "cpu"
         batch = self.resources.embed_batch or (128 if has_gpu else 16)
@@ -153,6 +165,7 @@ class Pipeline:
             compute=ray.data.ActorPoolStrategy(size=sizes.num_embedders),
             num_cpus=sizes.embedder_cpus,
             num_gpus=(0.7 if detect_on_gpu else 1.0) if has_gpu else 0,
+            label_selector=sizes.embed_on or None,
         )
         files, folder = storage.filesystem(shard.folder)
         rows.write_parquet(folder, filesystem=files, compression="zstd")
@@ -265,10 +278,11 @@ class Run:
         before = storage.read_json(run_file)
         if before["is_complete"] and all(shard.is_finished() for shard in shards):
             # A repeated command finds nothing to do: the figures stay those of the real run.
-            counts = {name: before[name] for name in ("stages", "stage_nodes", "seconds")}
+            names = ("stages", "stage_nodes", "node_labels", "seconds")
+            counts = {name: before.get(name, {}) for name in names}
         else:
             storage.write_json(run_file, before | {"is_complete": False})
-            counts = pipeline.run(shards, video_seconds)
+            counts = pipeline.run(self.job_name, shards, video_seconds)
         return {
             "job": self.job_name,
             "is_complete": True,

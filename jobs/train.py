@@ -14,6 +14,7 @@ import hashlib
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,9 @@ from jobs import streaming
 from jobs.training_data import Data, check_context, configs_of, read_data
 
 logger = logging.getLogger(__name__)
+
+SCRATCH = "unfinished"
+"""Folder under the output that a run on several nodes keeps its checkpoints in until it ends."""
 
 STATE_EPOCHS = 5
 """Epochs between two training states of a run with --storage-path, unless the config says."""
@@ -279,7 +283,7 @@ def train_model(
         streaming.check_slots(job.num_workers, job.storage_path)
         modalities = build_head(data, model, train.seed).modalities
         datasets["train"] = streaming.rows(data.train, train, modalities)
-    with tempfile.TemporaryDirectory(prefix="caan-train-") as scratch:
+    with _scratch(job) as scratch:
         filesystem, path = storage.filesystem(job.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
@@ -314,6 +318,21 @@ def train_model(
         with result.checkpoint.as_directory() as folder:
             name = run_name(data, model, train, init)
             _publish(Path(folder) / "model", job, data, name)
+
+
+@contextlib.contextmanager
+def _scratch(job: Job) -> Iterator[str]:
+    """A folder for a run's checkpoints that all nodes reach, gone with the run."""
+    if on_ray.num_nodes() == 1:
+        with tempfile.TemporaryDirectory(prefix="caan-train-") as folder:
+            yield folder
+        return
+    shared = storage.join(job.output, SCRATCH)
+    storage.delete(shared)
+    try:
+        yield shared
+    finally:
+        storage.delete(shared)
 
 
 def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None) -> str:

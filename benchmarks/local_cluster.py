@@ -1,0 +1,126 @@
+"""A Ray cluster of several nodes on this machine, with the labels that cluster.yaml gives.
+
+Each node is a `ray start` of its own, as on machines of their own; all of them are ended by their
+process ids. Used by tests and by `benchmarks/cluster_run.py`.
+"""
+
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class LocalCluster:
+    """A head without work, and nodes that come and go."""
+
+    def __init__(self, logs: Path, variables: dict[str, str] | None = None) -> None:
+        self.logs = logs
+        self.variables = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **(variables or {}),
+        }
+        self.variables.pop("RAY_ADDRESS", None)
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.metrics_ports: dict[str, int] = {}
+        self.gcs, port = f"127.0.0.1:{free_port()}", free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        self.add(
+            "head", 0, "--head", "--node-ip-address=127.0.0.1",
+            f"--port={self.gcs.rpartition(':')[2]}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        )  # fmt: skip
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(self.address, timeout=2)
+                break
+            except urllib.error.HTTPError:
+                break  # it answers, and asks for the token
+            except OSError:
+                time.sleep(0.5)
+
+    def add(self, name: str, num_cpus: int, *options: str, role: str = "") -> None:
+        """Start a node; its label `caan-role` is the role, or else its name."""
+        self.metrics_ports[name] = free_port()
+        command = [
+            "ray", "start", "--block", f"--num-cpus={num_cpus}", "--num-gpus=0",
+            f"--labels=caan-role={role or name}", "--object-store-memory=300000000",
+            f"--metrics-export-port={self.metrics_ports[name]}",
+            *(options or (f"--address={self.gcs}",)),
+        ]  # fmt: skip
+        with (self.logs / f"{name}.log").open("w") as log:
+            self.nodes[name] = subprocess.Popen(
+                command, env=self.variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def remove(self, name: str) -> None:
+        """Take a node away at once, as a spot instance goes."""
+        node = self.nodes.pop(name)
+        del self.metrics_ports[name]
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait(timeout=20)
+
+    def close(self) -> None:
+        """End all nodes, the head last."""
+        for node in reversed(self.nodes.values()):
+            os.killpg(node.pid, signal.SIGTERM)
+        for node in reversed(self.nodes.values()):
+            try:
+                node.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+
+    def command(self, *job: str, submission_id: str = "", wait: bool = True) -> list[str]:
+        """The `ray job submit` of one of our jobs, as docs/cluster.md has it."""
+        named = ["--submission-id", submission_id] if submission_id else []
+        return [
+            *("ray", "job", "submit", "--address", self.address, "--working-dir", str(ROOT)),
+            *named, *([] if wait else ["--no-wait"]), "--", "python", "-m", *job,
+        ]  # fmt: skip
+
+    def submit(self, *job: str) -> subprocess.CompletedProcess[str]:
+        """Run one of our jobs to its end."""
+        return self.ray(*self.command(*job)[1:])
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Any `ray ...` as a client of the cluster."""
+        return subprocess.run(
+            ["ray", *arguments], env=self.variables, capture_output=True, text=True, check=False
+        )
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """What Prometheus would read from a node, by name and labels: ours only."""
+        url = f"http://127.0.0.1:{self.metrics_ports[name]}/metrics"
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        found = {}
+        for line in text.splitlines():
+            if match := re.match(r"ray_(caan_\w+)\{(.*)\} (\S+)$", line):
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
+                key = ",".join(labels[n] for n in ("job", "stage", "status") if labels.get(n))
+                found[f"{match[1]}[{key}]"] = float(match[3])
+        return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def roles(record: dict[str, dict[str, object]], stage: str) -> set[str]:
+    """Roles of the nodes that a stage ran on, by a run.json."""
+    labels = json.loads(json.dumps(record["node_labels"]))
+    return {labels[node].get("caan-role", "") for node in record["stage_nodes"][stage]}
