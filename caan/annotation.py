@@ -7,10 +7,26 @@ votes on one video the last counts.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import krippendorff
 import numpy as np
 
 from caan.errors import InputError
+
+HEIV_TABLE_1 = {
+    "anger": 103,
+    "disgust": 105,
+    "fear": 121,
+    "joy": 207,
+    "neutral": 125,
+    "sadness": 158,
+    "surprise": 197,
+}
+"""Videos per emotion of HEIV (paper Table 1). They sum to 1,016; the text says 1,012."""
+
+HEIV_SHARES = {"male": 64, "female": 36, "child": 10, "teenager": 11, "adult": 79}
+"""Percent of HEIV's videos by gender and age range (paper Section 3.2)."""
 
 TIE_RULES = ("drop", "first_vote", "label_order")
 
@@ -99,15 +115,9 @@ def krippendorff_alpha(counts_VK: np.ndarray) -> float:
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C.
     """
     counts_VK = counts_VK[counts_VK.sum(axis=1) >= 2]
-    raters_V = counts_VK.sum(axis=1)
-    total_K, total = counts_VK.sum(axis=0), counts_VK.sum()
-    pairs = total * (total - 1) - (total_K * (total_K - 1)).sum()
-    if pairs == 0:
+    if (counts_VK.sum(axis=0) > 0).sum() < 2:
         return float("nan")
-    unlike_V = (raters_V * (raters_V - 1) - (counts_VK * (counts_VK - 1)).sum(axis=1)) / (
-        raters_V - 1
-    )
-    return float(1 - (total - 1) * unlike_V.sum() / pairs)
+    return float(krippendorff.alpha(value_counts=counts_VK, level_of_measurement="nominal"))
 
 
 def annotator_confusion(
@@ -130,6 +140,65 @@ def label_counts(labels: Mapping[str, str], splits: Mapping[str, str]) -> dict[s
     for video_id, label in labels.items():
         counts[splits.get(video_id, "all")][label] += 1
     return {split: dict(sorted(found.items())) for split, found in sorted(counts.items())}
+
+
+def shares(values: Iterable[str]) -> dict[str, float]:
+    """Percent of each value, rounded to a tenth, the most frequent first."""
+    counts = Counter(values)
+    return {name: round(100 * n / counts.total(), 1) for name, n in counts.most_common()}
+
+
+def describe(statistics: Mapping[str, Any]) -> str:
+    """A data set's statistics as Markdown, beside those of HEIV where they are of the same kind.
+
+    Source: paper Table 1 and Section 3.2.
+    """
+    counts: dict[str, dict[str, int]] = statistics["label_counts"]
+    emotions = statistics["label_set"]
+    rows = [[side, *(found.get(e, 0) for e in emotions)] for side, found in counts.items()]
+    rows.append(["all", *(sum(found.get(e, 0) for found in counts.values()) for e in emotions)])
+    if set(emotions) == set(HEIV_TABLE_1):
+        rows.append(["HEIV (Table 1)", *(HEIV_TABLE_1[emotion] for emotion in emotions)])
+    lines = [
+        "# Annotation",
+        f"{statistics['videos_with_label']} of {statistics['videos']} videos have a label "
+        f"(tie rule `{statistics['tie_rule']}`; {statistics['tied_without_label']} tied without "
+        f"one). {statistics['annotators']} annotators, {statistics['votes']} votes.",
+        "",
+        f"Krippendorff's alpha {_figure(statistics['krippendorff_alpha'])}, "
+        f"Fleiss' kappa {_figure(statistics['fleiss_kappa'])}; 1 is perfect, 0 is chance.",
+        "",
+        *_markdown(["videos", *emotions, "sum"], [[*row, sum(row[1:])] for row in rows]),
+    ]
+    for title in ("genders", "age_ranges"):
+        if found := statistics[title]:
+            said = ", ".join(
+                f"{name} {share}%"
+                + (f" (HEIV {HEIV_SHARES[name]}%)" if name in HEIV_SHARES else "")
+                for name, share in found.items()
+            )
+            lines += ["", f"{title.replace('_', ' ').capitalize()}: {said}."]
+    lines += ["", "## Annotators", "Votes that are the video's label, and what they name most."]
+    confusion = statistics["annotator_confusion"]
+    table = []
+    for who, matrix in sorted(confusion.items()):
+        counts_KK = np.array(matrix)
+        right = int(np.trace(counts_KK))
+        wrong_KK = counts_KK - np.diag(np.diag(counts_KK))
+        worst = np.unravel_index(int(wrong_KK.argmax()), wrong_KK.shape)
+        often = f"{emotions[worst[0]]} named {emotions[worst[1]]}: {wrong_KK[worst]}"
+        table.append([who, counts_KK.sum(), right, often if wrong_KK.any() else ""])
+    lines += _markdown(["annotator", "votes", "agree", "most frequent difference"], table)
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "not defined" if value is None or np.isnan(value) else f"{value:.3f}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
 
 
 def stratified_split(

@@ -104,12 +104,13 @@ class Page:
         self.click(selector)
         self._call("Input.insertText", {"text": text})
 
-    def press(self, key: str) -> None:
-        """Press one key: a character, or a name such as ArrowLeft."""
-        text = {"text": key} if len(key) == 1 else {}
-        for kind in ("keyDown", "keyUp"):
-            extra = text if kind == "keyDown" else {}
-            self._call("Input.dispatchKeyEvent", {"type": kind, "key": key, **extra})
+    def press(self, *keys: str) -> None:
+        """Press one key after the other: characters, or names such as ArrowLeft."""
+        for key in keys:
+            text = {"text": key} if len(key) == 1 else {}
+            for kind in ("keyDown", "keyUp"):
+                extra = text if kind == "keyDown" else {}
+                self._call("Input.dispatchKeyEvent", {"type": kind, "key": key, **extra})
 
     def resize(self, width: int, height: int) -> None:
         """Set the size of the visible part in pixels."""

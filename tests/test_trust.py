@@ -31,7 +31,7 @@ from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
 from caan.training import STATE_FILE, fit
 from caan.vgg import Vgg
-from caan.voting_page import make_server
+from caan.voting import make_server
 from caan.weights import download, ready_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,7 +351,7 @@ def test_the_voting_page_answers_to_this_machine_only(tmp_path: Path) -> None:
     statuses = {}
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"evil.example:{port}", "evil.example"):
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.request("GET", "/next", headers={"Host": host})
+        connection.request("GET", "/videos", headers={"Host": host})
         statuses[host] = connection.getresponse().status
         connection.close()
     server.shutdown()
