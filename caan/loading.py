@@ -20,6 +20,8 @@ class Batch(NamedTuple):
     frames: FrameBatch
     targets_B: Tensor
     """Class numbers, int64."""
+    soft_BK: Tensor | None = None
+    """Shares of the annotators' votes, if they are known."""
 
 
 class Loader(Protocol):
@@ -112,7 +114,12 @@ class MemoryLoader:
             frames = gather_frames(
                 self.videos, rows_BT[mine], mask_BT[mine], self._modalities, self._maps
             )
-            yield Batch(frames, torch.from_numpy(self.videos.labels_V[videos[mine]]))
+            soft_VK = self.videos.soft_VK
+            yield Batch(
+                frames,
+                torch.from_numpy(self.videos.labels_V[videos[mine]]),
+                None if soft_VK is None else torch.from_numpy(soft_VK[videos[mine]]),
+            )
 
 
 def plan_epoch(

@@ -46,10 +46,15 @@ class LossConfig:
     """Squared distance of normalised R beyond which unlike videos cost nothing (QAN)."""
     label_smoothing: float = 0.0
     """Share of the target spread over all emotions, 0 to 1."""
+    votes_share: float = 0.0
+    """Share of the annotators' votes (soft labels) in the targets, 0 to 1; the rest is the label's.
+    Triplets, contrasts and class weights go by the label."""
     class_weights: str = "none"
     """none; balanced: 1/share; log: 1/ln(1.2 + share) (Kosti et al.). Mean over classes is 1."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.votes_share <= 1:
+            raise InputError(f"option `votes_share` is {self.votes_share}; it lies from 0 to 1")
         for option, value, choices in (
             ("frame_share", self.frame_share, FRAME_SHARES),
             ("triplet_mining", self.triplet_mining, TRIPLET_MININGS),
@@ -60,6 +65,23 @@ class LossConfig:
                 raise InputError(
                     f"option `{option}` is `{value}`; choose one of {', '.join(choices)}"
                 )
+
+
+def soft_targets(targets_B: Tensor, soft_BK: Tensor | None, votes_share: float) -> Tensor:
+    """Targets of the cross-entropies: class numbers [B], or probabilities [B, K] with the votes.
+
+    Raises:
+        InputError: votes are wanted, and the videos have none.
+    """
+    if votes_share == 0:
+        return targets_B
+    if soft_BK is None:
+        raise InputError(
+            f"option `votes_share` is {votes_share}, and the manifest's videos have no votes, or "
+            "they are streamed: write the manifest with `jobs.annotate votes`, or leave it at 0"
+        )
+    label_BK = F.one_hot(targets_B, soft_BK.shape[1]).to(soft_BK)
+    return (1 - votes_share) * label_BK + votes_share * soft_BK
 
 
 def video_cross_entropy(logits_BK: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

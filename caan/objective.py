@@ -18,28 +18,31 @@ def batch_loss(
     config: LossConfig,
     weights_K: Tensor,
     world_size: int = 1,
+    soft_BK: Tensor | None = None,
 ) -> Tensor:
     """The weighted losses of this worker's part of a batch.
 
     The mean of this over workers, and of its gradients, is the loss of the whole batch: the
     cross-entropies are scaled by the batch's true size, and the metric losses see all videos.
+    Votes (`soft_BK`) change the softmax losses alone: class weights and like pairs go by the label.
     """
+    targets = losses.soft_targets(targets_B, soft_BK, config.votes_share)
     class_weight_B = weights_K[targets_B]
     per_video_B = torch.zeros_like(class_weight_B)
     if config.frame_weight > 0:
         per_video_B = per_video_B + config.frame_weight * losses.frame_cross_entropy(
             output.frame_logits_BTK,
-            targets_B,
+            targets,
             frames.mask_BT,
             config.label_smoothing,
             output.scores_BT.detach() if config.frame_share == "scores" else None,
         )
     if config.video_weight > 0:
         if config.video_loss == "l2":
-            video_B = losses.video_squared_error(output.video_logits_BK, targets_B)
+            video_B = losses.video_squared_error(output.video_logits_BK, targets)
         else:
             video_B = losses.video_cross_entropy(
-                output.video_logits_BK, targets_B, config.label_smoothing
+                output.video_logits_BK, targets, config.label_smoothing
             )
         per_video_B = per_video_B + config.video_weight * video_B
     whole_weight = class_weight_B.sum()

@@ -86,6 +86,9 @@ class PackedVideos:
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     """pool5 maps by modality, float16 [N, C, H, W], where `add_maps` put them beside the vectors;
     zeros where a frame has no face."""
+    soft_VK: np.ndarray | None = None
+    """Share of the annotators' votes of each emotion, float32 [V, K]; the label alone where a video
+    has no votes; None where none has."""
 
     def __len__(self) -> int:
         return len(self.video_ids_V)
@@ -118,8 +121,9 @@ class PackedVideos:
         if chosen.dtype != bool:
             chosen = chosen.astype(np.int64)
         per_video = ("starts_V", "counts_V", "labels_V", "video_ids_V", "splits_V")
+        soft_VK = None if self.soft_VK is None else self.soft_VK[chosen]
         return dataclasses.replace(
-            self, **{name: getattr(self, name)[chosen] for name in per_video}
+            self, soft_VK=soft_VK, **{name: getattr(self, name)[chosen] for name in per_video}
         )
 
     def split(self, name: str) -> "PackedVideos":
@@ -186,6 +190,7 @@ def pack_features(
         starts_V=np.concatenate([[0], np.cumsum(counts_V)[:-1]]).astype(np.int64),
         counts_V=counts_V,
         **manifest_arrays(manifest, label_set),
+        soft_VK=_soft_labels(manifest, label_set),
     )
 
 
@@ -438,6 +443,23 @@ def _label_numbers(manifest: pa.Table, label_set: Sequence[str]) -> np.ndarray:
             "choose another label set, or correct the manifest"
         )
     return np.array([-1 if label is None else numbers[label] for label in labels], dtype=np.int64)
+
+
+def _soft_labels(manifest: pa.Table, label_set: Sequence[str]) -> np.ndarray | None:
+    """Shares of the votes, float32 [V, K]; votes for emotions outside the set do not count."""
+    if "votes" not in manifest.column_names or manifest["votes"].null_count == manifest.num_rows:
+        return None
+    numbers = {label: number for number, label in enumerate(label_set)}
+    counts_VK = np.zeros((manifest.num_rows, len(label_set)), np.float32)
+    for row, (votes, label) in enumerate(
+        zip(manifest["votes"].to_pylist(), _texts(manifest, "label"), strict=True)
+    ):
+        for emotion, count in votes or ():
+            if emotion in numbers:
+                counts_VK[row, numbers[emotion]] += count
+        if not counts_VK[row].any() and label in numbers:
+            counts_VK[row, numbers[label]] = 1
+    return counts_VK / np.maximum(counts_VK.sum(axis=1, keepdims=True), 1)
 
 
 def _dimensions(schema: pa.Schema) -> tuple[int, int]:

@@ -375,11 +375,12 @@ def _train_epoch(
     use_bfloat16 = config.precision == "bfloat16"
     total = torch.zeros((), device=device)
     num_batches = 0
-    for frames, targets_B in loader.training(epoch):
+    for frames, targets_B, soft_BK in loader.training(epoch):
         frames, targets_B = frames_to(frames, device), targets_B.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
             output: HeadOutput = trained(frames)
-        loss = batch_loss(output, frames, targets_B, config.losses, weights_K, world_size)
+        soft_BK = soft_BK if soft_BK is None else soft_BK.to(device)
+        loss = batch_loss(output, frames, targets_B, config.losses, weights_K, world_size, soft_BK)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.grad_clip > 0:

@@ -341,6 +341,12 @@ def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedMod
     for videos in (data.train, data.validation):
         content.update("\n".join(videos.video_ids_V).encode())
         content.update(videos.labels_V.tobytes())
+        if (
+            train.losses.votes_share
+            and isinstance(videos, PackedVideos)
+            and videos.soft_VK is not None
+        ):
+            content.update(videos.soft_VK.tobytes())
     values = {
         "features": data.record["fingerprint"],
         "videos": content.hexdigest(),

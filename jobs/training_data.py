@@ -92,7 +92,12 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
     check_classes(np.bincount(train.labels_V, minlength=len(train.label_set)), train.label_set)
     if job.shuffle_labels:
         rng = np.random.default_rng(job.seed)
-        train = dataclasses.replace(train, labels_V=rng.permutation(train.labels_V))
+        labels_V = rng.permutation(train.labels_V)
+        # Votes would still tell the truth; streamed videos carry none.
+        if isinstance(train, PackedVideos):
+            train = dataclasses.replace(train, labels_V=labels_V, soft_VK=None)
+        else:
+            train = dataclasses.replace(train, labels_V=labels_V)
     return Data(train=train, validation=validation, record=record)
 
 

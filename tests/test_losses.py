@@ -95,6 +95,18 @@ def test_votes_as_probabilities_equal_class_numbers_when_all_agree():
     )
 
 
+def test_votes_mix_with_the_label_by_their_share():
+    labels, votes = torch.tensor([1, 0]), torch.tensor([[0.5, 0.5, 0.0], [0.8, 0.0, 0.2]])
+    assert losses.soft_targets(labels, votes, 0.0) is labels
+    half = losses.soft_targets(labels, votes, 0.5)
+    assert torch.allclose(half, torch.tensor([[0.25, 0.75, 0.0], [0.9, 0.0, 0.1]]))
+    lowest = losses.video_cross_entropy(votes.clamp(min=1e-9).log(), votes)
+    entropy = -(votes * votes.clamp(min=1e-9).log()).sum(dim=1)
+    assert lowest.tolist() == pytest.approx(entropy.tolist())
+    with pytest.raises(InputError, match="no votes"):
+        losses.soft_targets(labels, None, 0.5)
+
+
 def test_rare_classes_weigh_more():
     labels = [0] * 90 + [1] * 10
     for kind in ("balanced", "log"):

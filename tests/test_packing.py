@@ -1,6 +1,7 @@
 """Packing: from the features' Parquet to flat arrays."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -167,3 +168,17 @@ def test_validation_takes_its_share_of_every_class():
     again = split_validation(packed, fraction=0.2, seed=1)[1]
     assert again.video_ids_V.tolist() == validation.video_ids_V.tolist()
     assert np.shares_memory(train.face_ND, packed.face_ND)
+
+
+def test_votes_become_soft_labels_and_the_label_stands_where_there_are_none():
+    schema, some = MANIFEST_SCHEMA, [("joy", 3), ("anger", 1)]
+    rows = [("a", "joy", some), ("b", "joy", None), ("c", None, [("fear", 2)])]
+    table = table_of([{"video_id": v, "label": k, "votes": n} for v, k, n in rows], schema)
+    segments = [segment(v, 0, [frame(0, 1)], [face(0, [0, 0, 5, 5], 1)]) for v, *_ in rows]
+    packed = pack_features([features(*segments)], table, ("anger", "joy"))
+    assert packed.soft_VK.tolist() == [[0.25, 0.75], [0, 1], [0, 0]]
+    assert packed.select([1, 0]).soft_VK.tolist() == [[0, 1], [0.25, 0.75]]
+    without = table.set_column(
+        schema.get_field_index("votes"), "votes", pa.nulls(3, schema.field("votes").type)
+    )
+    assert pack_features([features(*segments)], without, ("anger", "joy")).soft_VK is None

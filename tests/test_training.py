@@ -287,3 +287,21 @@ def test_every_recipe_trains(name):
     config = replace(chosen.train, epochs=2)
     result = fit(head, packed_videos(30), packed_videos(9, seed=1), config)
     assert np.isfinite(result.history[-1]["train_loss"])
+
+
+def test_votes_as_targets_teach_how_sure_the_annotators_were():
+    videos = packed_videos(60, noise=0.1)
+    votes_KK = np.full((3, 3), 0.2, np.float32) + np.eye(3, dtype=np.float32) * 0.4
+    with_votes = replace(videos, soft_VK=votes_KK[videos.labels_V])
+    mean = {}
+    for share in (0.0, 1.0):
+        config = replace(QUICK, epochs=12, losses=LossConfig(votes_share=share))
+        head = small_head()
+        result = fit(head, with_votes, with_votes, config)
+        logits = torch.from_numpy(result.validation.evidence_VK["head"])
+        mean[share] = float(logits.softmax(dim=1).max(dim=1).values.mean())
+    assert mean[1.0] < 0.65 < mean[0.0]
+    with pytest.raises(InputError, match="have no votes"):
+        fit(small_head(), videos, videos, config)
+    with pytest.raises(InputError, match="`votes_share` is 2"):
+        LossConfig(votes_share=2)
