@@ -12,6 +12,7 @@ compared. Needs the packages of `make setup`.
 import argparse
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--output", default="benchmarks/cluster_run.json")
     parser.add_argument("--videos", type=int, default=24)
     arguments = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, with the labels that cluster.yaml gives.
 
 Each node is a `ray start` of its own, as on machines of their own; all of them are ended by their
-process ids. Used by tests and by `benchmarks/cluster_run.py`.
+process groups. Used by tests and by `benchmarks/cluster_run.py`.
 """
 
 import json
@@ -33,14 +33,14 @@ class LocalCluster:
             **(variables or {}),
         }
         self.variables.pop("RAY_ADDRESS", None)
-        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.groups: dict[str, int] = {}
         self.metrics_ports: dict[str, int] = {}
         self.gcs, port = f"127.0.0.1:{free_port()}", free_port()
         self.address = f"http://127.0.0.1:{port}"
         self.add(
-            "head", 0, "--head", "--node-ip-address=127.0.0.1",
-            f"--port={self.gcs.rpartition(':')[2]}",
+            "head", 0, "--head", f"--port={self.gcs.rpartition(':')[2]}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+            f"--ray-client-server-port={free_port()}", "--disable-usage-stats",
         )  # fmt: skip
         for _ in range(240):
             try:
@@ -55,32 +55,32 @@ class LocalCluster:
         """Start a node; its label `caan-role` is the role, or else its name."""
         self.metrics_ports[name] = free_port()
         command = [
-            "ray", "start", "--block", f"--num-cpus={num_cpus}", "--num-gpus=0",
+            "ray", "start", f"--num-cpus={num_cpus}", "--num-gpus=0",
             f"--labels=caan-role={role or name}", "--object-store-memory=300000000",
             f"--metrics-export-port={self.metrics_ports[name]}",
             *(options or (f"--address={self.gcs}",)),
         ]  # fmt: skip
         with (self.logs / f"{name}.log").open("w") as log:
-            self.nodes[name] = subprocess.Popen(
+            starter = subprocess.Popen(
                 command, env=self.variables, stdout=log, stderr=log, start_new_session=True
             )
+        self.groups[name] = starter.pid  # what it starts stays in its group
+        assert starter.wait(timeout=300) == 0, (self.logs / f"{name}.log").read_text()[-2000:]
 
     def remove(self, name: str) -> None:
         """Take a node away at once, as a spot instance goes."""
-        node = self.nodes.pop(name)
         del self.metrics_ports[name]
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait(timeout=20)
+        os.killpg(self.groups.pop(name), signal.SIGKILL)
 
     def close(self) -> None:
         """End all nodes, the head last."""
-        for node in reversed(self.nodes.values()):
-            os.killpg(node.pid, signal.SIGTERM)
-        for node in reversed(self.nodes.values()):
-            try:
-                node.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(node.pid, signal.SIGKILL)
+        for group in reversed(self.groups.values()):
+            _signal(group, signal.SIGTERM)
+        end = time.monotonic() + 15
+        while time.monotonic() < end and any(_signal(g, 0) for g in self.groups.values()):
+            time.sleep(0.2)
+        for group in self.groups.values():
+            _signal(group, signal.SIGKILL)
 
     def command(self, *job: str, submission_id: str = "", wait: bool = True) -> list[str]:
         """The `ray job submit` of one of our jobs, as docs/cluster.md has it."""
@@ -108,9 +108,17 @@ class LocalCluster:
         for line in text.splitlines():
             if match := re.match(r"ray_(caan_\w+)\{(.*)\} (\S+)$", line):
                 labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
-                key = ",".join(labels[n] for n in ("job", "stage", "status") if labels.get(n))
+                key = ",".join(labels[n] for n in ("caan_job", "stage", "status") if labels.get(n))
                 found[f"{match[1]}[{key}]"] = float(match[3])
         return found
+
+
+def _signal(group: int, number: int) -> bool:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def free_port() -> int:

@@ -287,8 +287,8 @@ def _slots(on: Mapping[str, str] | None = None) -> list[float]:
 class Monitor:
     """Sums what the stages report while a dataset runs, for run.json and for Prometheus.
 
-    A count `name` becomes the metric `ray_caan_<name>_total` with the labels `job` and `stage`; of
-    a count `status.<word>` the word is the label `status`.
+    A count `name` becomes the metric `ray_caan_<name>_total` with the labels `caan_job` and
+    `stage`; of a count `status.<word>` the word is the label `status`.
     """
 
     def __init__(self, job: str) -> None:
@@ -310,8 +310,10 @@ class Monitor:
         kind, _, status = name.partition(".")
         if kind not in self.counters:
             said = f"CAAN: {kind.replace('_', ' ')}, summed over the actors of a stage"
-            self.counters[kind] = metrics.Counter(f"caan_{kind}", said, ("job", "stage", "status"))
-        tags = {"job": self.job, "stage": stage, "status": status}
+            self.counters[kind] = metrics.Counter(
+                f"caan_{kind}", said, ("caan_job", "stage", "status")
+            )
+        tags = {"caan_job": self.job, "stage": stage, "status": status}
         self.counters[kind].inc(value, tags)
 
     def end(self) -> None:

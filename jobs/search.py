@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray import tune
+from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
@@ -69,6 +70,8 @@ class Job:
     """Share of the training videos that chooses; a `val` split is used instead."""
     preset: Literal["default", "paper"] = "default"
     """What the options outside the space are."""
+    mlflow: str = ""
+    """Tracking URI of an MLflow server or folder that gets every trial too (extra `mlflow`)."""
     seed: int = 0
     """Seed of the draws, the validation part and, unless in the space, of each trial."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -253,6 +256,21 @@ class Lines(tune.Callback):
         )
 
 
+def callbacks_of(job: Job, metric: str) -> list[tune.Callback]:
+    """What follows the trials: lines in the log, and MLflow if it is wanted.
+
+    Ray adds its own, which write each trial's result.json, progress.csv and TensorBoard events.
+    """
+    callbacks: list[tune.Callback] = [Lines(metric)]
+    if job.mlflow:
+        callbacks.append(
+            MLflowLoggerCallback(
+                tracking_uri=job.mlflow, experiment_name=storage.redact(job.output.rstrip("/"))
+            )
+        )
+    return callbacks
+
+
 def search(
     job: Job,
     axes: tuple[Axis, ...],
@@ -308,7 +326,7 @@ def search(
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[Lines(metric)],
+            callbacks=callbacks_of(job, metric),
         ),
     ).fit()
 

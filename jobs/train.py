@@ -23,6 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from tensorboardX import SummaryWriter
 
 from caan import checkpoint, config, on_ray, runs, storage
 from caan.checkpoint import LoadedModel, ModelInfo
@@ -84,6 +85,8 @@ class Job:
     """When the model in --output was trained on other data or with other options."""
     pool5_gib: float = 8.0
     """Most memory for pool5 maps, which model pool5_attention reads, in GiB."""
+    tensorboard: str = ""
+    """Local folder for TensorBoard's event files, written every epoch; empty: none."""
     seed: int = 0
     """Seed of initial weights, batches and the validation part."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -133,10 +136,16 @@ def train_worker(options: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
     head = build_head(data, options["model"], train.seed, options["init"])
+    folder = options.get("tensorboard") if rank == 0 else None
+    writer = SummaryWriter(folder) if folder else None
 
     def report(metrics: dict[str, float], state: Path | None) -> None:
         if rank == 0:
             logging.getLogger("caan").info("epoch %d", metrics["epoch"])
+        if writer is not None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, int(metrics["epoch"]))
+            writer.flush()
         if not (options["reports_all"] or keeps_state(train, int(metrics["epoch"]))):
             return  # Ray keeps metrics with a checkpoint only, and a report makes all workers wait.
         kept = ray.train.Checkpoint.from_directory(state) if state else None
@@ -187,6 +196,8 @@ def main(job: Job) -> int:
     """Train; gives the exit code."""
     check_workers(job)
     storage.check_writable(job.output)
+    if storage.is_s3(job.tensorboard):
+        raise InputError(f"--tensorboard `{job.tensorboard}`: a local folder, not one on S3.")
     if job.storage_path:
         storage.check_writable(job.storage_path)
     model, train = configs_of(job)
@@ -294,6 +305,7 @@ def train_model(
                 "init": init,
                 "start": start,
                 "reports_all": False,
+                "tensorboard": job.tensorboard,
             },
             datasets=datasets,
             dataset_config=ray.train.DataConfig(datasets_to_split=list(datasets)),

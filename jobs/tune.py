@@ -64,6 +64,11 @@ def check_job(job: Job) -> tuple[Axis, ...]:
             "--searcher optuna needs the package `optuna`, which is not installed: "
             "`pip install optuna`, or choose --searcher random."
         )
+    if job.mlflow and importlib.util.find_spec("mlflow") is None:
+        raise InputError(
+            "--mlflow needs the package `mlflow`, which is not installed: `pip install "
+            "'.[mlflow]'`, or leave it out; TensorBoard's files are written anyway."
+        )
     if job.scheduler == "pbt":
         if job.workers_per_trial > 1:
             raise InputError(
@@ -108,7 +113,7 @@ def read_data(job: Job) -> dict[str, train_job.Data]:
 def identity(job: Job, axes: tuple[Axis, ...], data: dict[str, train_job.Data]) -> dict[str, Any]:
     """What must be the same for a search to be continued."""
     values = config.to_dict(job)
-    for name in ("resume", "output", "space", "cpus_per_trial", "gpus_per_trial"):
+    for name in ("resume", "output", "space", "cpus_per_trial", "gpus_per_trial", "mlflow"):
         del values[name]
     return {
         "job": values,

