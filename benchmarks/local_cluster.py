@@ -37,6 +37,13 @@ class LocalCluster:
         self.metrics_ports: dict[str, int] = {}
         self.gcs, port = f"127.0.0.1:{free_port()}", free_port()
         self.address = f"http://127.0.0.1:{port}"
+        try:
+            self._start_head(port)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_head(self, port: int) -> None:
         self.add(
             "head", 0, "--head", f"--port={self.gcs.rpartition(':')[2]}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
@@ -51,7 +58,7 @@ class LocalCluster:
             except OSError:
                 time.sleep(0.5)
 
-    def add(self, name: str, num_cpus: int, *options: str, role: str = "") -> None:
+    def add(self, name: str, num_cpus: int, *options: str, role: str = "", tries: int = 2) -> None:
         """Start a node; its label `caan-role` is the role, or else its name."""
         self.metrics_ports[name] = free_port()
         command = [
@@ -65,7 +72,11 @@ class LocalCluster:
                 command, env=self.variables, stdout=log, stderr=log, start_new_session=True
             )
         self.groups[name] = starter.pid  # what it starts stays in its group
-        assert starter.wait(timeout=300) == 0, (self.logs / f"{name}.log").read_text()[-2000:]
+        if starter.wait(timeout=300) and tries:
+            # Ray gives a node 30 s to start, which a busy machine may not keep to.
+            _signal(self.groups.pop(name), signal.SIGKILL)
+            self.add(name, num_cpus, *options, role=role, tries=tries - 1)
+        assert starter.returncode == 0 or tries, (self.logs / f"{name}.log").read_text()[-2000:]
 
     def remove(self, name: str) -> None:
         """Take a node away at once, as a spot instance goes."""

@@ -1,88 +1,54 @@
 """The chain as a job on a cluster that somebody else started, with token authentication."""
 
-import os
-import secrets
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.local_cluster import LocalCluster, roles
 from caan import storage
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Address of a head node of its own, and the environment that may submit to it."""
-    variables = os.environ | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    variables.pop("RAY_ADDRESS", None)
-    port = free_port()
-    command = [
-        "ray", "start", "--head", "--block", "--num-cpus=6", f"--port={free_port()}",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-    ]  # fmt: skip
-    with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(
-            command, env=variables, stdout=log, stderr=log, start_new_session=True
-        )
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(address, timeout=2)
-                break
-            except urllib.error.HTTPError:
-                break  # it answers, and asks for the token
-            except OSError:
-                time.sleep(0.5)
-        yield address, variables
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    """A head without work, and a node each for decoding and for the networks."""
+    nodes = LocalCluster(tmp_path)
+    try:
+        nodes.add("embed", 3)
+        nodes.add("decode", 3)
+        yield nodes
+    finally:
+        nodes.close()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_chain_runs_as_a_submitted_job(
-    cluster: tuple[str, dict[str, str]], carphone: Path, tmp_path: Path
+def test_the_chain_runs_as_a_submitted_job_on_the_nodes_that_its_stages_ask_for(
+    cluster: LocalCluster, carphone: Path, tmp_path: Path
 ) -> None:
-    address, variables = cluster
     for number, emotion in enumerate(("joy", "joy", "anger", "anger")):
         (tmp_path / "videos" / emotion).mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / emotion / f"{number}.mp4").write_bytes(carphone.read_bytes())
-    submit = ["ray", "job", "submit", "--address", address, "--working-dir", str(ROOT)]
-    demo = ["python", "-m", "jobs.demo", "--videos", str(tmp_path / "videos")]
     output = str(tmp_path / "demo")
-    command = [*submit, "--", *demo, "--output", output]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    demo = ("jobs.demo", "--videos", str(tmp_path / "videos"), "--output", output)
+    done = cluster.submit(*demo)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "report:" in done.stdout
     labels = storage.read_table(storage.join(output, "labels", "labels"))
     assert labels["status"].to_pylist() == ["ok"] * 4
     assert storage.exists(storage.join(output, "model", "model.safetensors"))
+    assert not storage.exists(storage.join(output, "model", "unfinished"))
+    for folder in ("features", "labels"):
+        record = storage.read_json(storage.join(output, folder, "run.json"))
+        assert {s: roles(record, s) for s in ("decode", "embed")} == {
+            "decode": {"decode"},
+            "embed": {"embed"},
+        }
+    decode = record["stages"]["decode"]
+    assert decode["videos"] == 4
+    assert decode["bytes"] == 4 * carphone.stat().st_size
+    assert cluster.metrics("head")["caan_videos_total[label,decode]"] == 4
 
-    refused = subprocess.run(
-        [*submit, "--", "python", "-m", "jobs.index", "--input", "/no", "--output", "/no.parquet"],
-        env=variables, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert refused.returncode != 0
+    refused = cluster.submit("jobs.index", "--input", "/no", "--output", "/no.parquet")
+    assert refused.returncode == 1
     assert "error: nothing is at" in refused.stdout
