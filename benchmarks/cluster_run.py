@@ -1,15 +1,16 @@
-"""The chain by `ray job submit` on four nodes with S3, beside the same chain in single processes.
+"""The chain by `ray job submit` on four nodes with S3, beside the same chain in one process.
 
 python -m benchmarks.cluster_run --output benchmarks/cluster_run.json
 
 A head without work, one node labelled `embed` (it stands for the GPU node; there is no GPU) and two
 labelled `decode`, all on this machine; the bucket is moto's S3 server on loopback. While extract
 runs, one decoding node is killed and another one joins; jobs.label is stopped with `ray job stop`
-and submitted again. Then the same commands run one by one without a cluster, and every table is
+and submitted again. Then the same commands run in one process without a cluster, and every table is
 compared. Needs the packages of `make setup`.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import logging
@@ -31,6 +32,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.local_cluster import ROOT, LocalCluster, roles
 from caan import storage
+from caan.on_ray import run_job
 from caan.video import sample_frames
 
 BACKBONES = (
@@ -99,7 +101,7 @@ def kept(log: str) -> list[str]:
     return [line.rstrip()[:200] for line in log.splitlines() if line.strip()][-KEPT_LINES:]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -170,17 +172,24 @@ def on_cluster(cluster: LocalCluster, bucket: str) -> dict[str, Any]:
 
 
 def alone(bucket: str) -> dict[str, Any]:
-    """The same chain, each job a process with its own Ray."""
-    seconds = {}
-    for name, command in commands(bucket, "alone").items():
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        seconds[name] = round(time.monotonic() - started, 1)
-        print(f"{name} alone: {seconds[name]} s", flush=True)
-    return {"seconds": seconds}
+    """The same chain in one process with a Ray of its own."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cluster_run", "--alone", bucket],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(f"alone: {time.monotonic() - started:.1f} s", flush=True)
+    return {"seconds": round(time.monotonic() - started, 1), "log": kept(done.stderr)}
+
+
+def run_alone(bucket: str) -> int:
+    """Run the jobs one after the other in this process; the first exit code that is not 0."""
+    for name, *options in commands(bucket, "alone").values():
+        module = importlib.import_module(name)
+        if code := run_job(module.Job, module.main, options):
+            return code
+    return 0
 
 
 def numbers_of(rows: list[dict[str, Any]], items: str, name: str) -> np.ndarray:
@@ -190,7 +199,7 @@ def numbers_of(rows: list[dict[str, Any]], items: str, name: str) -> np.ndarray:
 
 
 def compared(bucket: str) -> dict[str, Any]:
-    """How far the cluster's tables are from those of single processes."""
+    """How far the cluster's tables are from those of one process."""
     a, b = f"{bucket}/cluster", f"{bucket}/alone"
     found: dict[str, Any] = {
         "manifest_equal": storage.read_table(f"{a}/m.parquet").equals(
@@ -243,8 +252,11 @@ def main() -> None:
     """Run both chains and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="benchmarks/cluster_run.json")
-    parser.add_argument("--videos", type=int, default=24)
+    parser.add_argument("--videos", type=int, default=16)
+    parser.add_argument("--alone", default="", help="a bucket with videos: the chain alone")
     arguments = parser.parse_args()
+    if arguments.alone:
+        sys.exit(run_alone(arguments.alone))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
