@@ -94,7 +94,7 @@ def running_ray(bucket: str) -> Iterator[None]:
 
 @pytest.mark.ray
 def test_the_whole_chain_runs_on_s3_and_resumes(
-    corpus: Path, bucket: str, running_ray: None
+    corpus: Path, bucket: str, running_ray: None, tmp_path: Path
 ) -> None:
     storage.copy_folder(corpus, f"{bucket}/videos")
     manifest = f"{bucket}/manifest.parquet"
@@ -137,8 +137,12 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     model = f"{bucket}/model"
     settings = train.TrainConfig(epochs=12, learning_rate=1e-3, batch_videos=8)
     features = f"{bucket}/features"
-    training = train.Job(features=features, output=model, init="starter", train=settings)
+    events = tmp_path / "events"
+    training = train.Job(
+        features=features, output=model, init="starter", train=settings, tensorboard=str(events)
+    )
     assert train.main(training) == 0
+    assert b"validation_uar" in next(events.glob("events.out.tfevents.*")).read_bytes()
     etag = storage.stat(f"{model}/model.safetensors").etag
     assert train.main(training) == 0  # again: nothing to do
     assert storage.stat(f"{model}/model.safetensors").etag == etag
