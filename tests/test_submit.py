@@ -52,3 +52,9 @@ def test_the_chain_runs_as_a_submitted_job_on_the_nodes_that_its_stages_ask_for(
     refused = cluster.submit("jobs.index", "--input", "/no", "--output", "/no.parquet")
     assert refused.returncode == 1
     assert "error: nothing is at" in refused.stdout
+
+    manifest = storage.join(output, "manifest.parquet")
+    label = ("jobs.label", "--manifest", manifest, "--output", str(tmp_path / "labels"))
+    waited = cluster.submit(*label, "--resources.min-cpus", "99", "--resources.wait-seconds", "1")
+    assert waited.returncode == 1
+    assert "has 6 CPU slots and 0 GPUs after 1 s" in waited.stdout
