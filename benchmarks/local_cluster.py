@@ -17,6 +17,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+AGENTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -65,6 +67,8 @@ class LocalCluster:
             "ray", "start", f"--num-cpus={num_cpus}", "--num-gpus=0",
             f"--labels=caan-role={role or name}", "--object-store-memory=300000000",
             f"--metrics-export-port={self.metrics_ports[name]}",
+            # With ports of their own choice a raylet waits 15 s for its agents, and then gives up.
+            *(f"--{agent}-port={free_port()}" for agent in AGENTS),
             *(options or (f"--address={self.gcs}",)),
         ]  # fmt: skip
         with (self.logs / f"{name}.log").open("w") as log:
