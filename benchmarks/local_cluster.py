@@ -17,8 +17,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-AGENTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -67,8 +65,6 @@ class LocalCluster:
             "ray", "start", f"--num-cpus={num_cpus}", "--num-gpus=0",
             f"--labels=caan-role={role or name}", "--object-store-memory=300000000",
             f"--metrics-export-port={self.metrics_ports[name]}",
-            # With ports of their own choice a raylet waits 15 s for its agents, and then gives up.
-            *(f"--{agent}-port={free_port()}" for agent in AGENTS),
             *(options or (f"--address={self.gcs}",)),
         ]  # fmt: skip
         with (self.logs / f"{name}.log").open("w") as log:
@@ -77,7 +73,7 @@ class LocalCluster:
             )
         self.groups[name] = starter.pid  # what it starts stays in its group
         if starter.wait(timeout=300) and tries:
-            # Ray gives a node 30 s to start, which a busy machine may not keep to.
+            # Ray gives a node 30 s to start, and its agents 15 s, which a busy machine may not keep.
             _signal(self.groups.pop(name), signal.SIGKILL)
             self.add(name, num_cpus, *options, role=role, tries=tries - 1)
         assert starter.returncode == 0 or tries, (self.logs / f"{name}.log").read_text()[-2000:]
