@@ -73,7 +73,7 @@ class LocalCluster:
             )
         self.groups[name] = starter.pid  # what it starts stays in its group
         if starter.wait(timeout=300) and tries:
-            # Ray gives a node 30 s to start, and its agents 15 s, which a busy machine may not keep.
+            # Ray gives a node 30 s to start and its agents 15 s, too few for a busy machine.
             _signal(self.groups.pop(name), signal.SIGKILL)
             self.add(name, num_cpus, *options, role=role, tries=tries - 1)
         assert starter.returncode == 0 or tries, (self.logs / f"{name}.log").read_text()[-2000:]
