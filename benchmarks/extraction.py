@@ -1,0 +1,289 @@
+"""Extraction four ways on the same clips and cores: writes benchmarks/extraction.json.
+
+python -m benchmarks.extraction --clips FOLDER [--copies 20] [--networks vgg]
+
+(a) limit: core-seconds of decoding, detecting and embedding, each measured alone in one process with one
+thread, summed and spread over the cores. (b) this project's jobs.extract; its Ray start is reported
+apart. (c) Ray's documented pattern: `read_videos` -> `flat_map` -> `map_batches`. (d) the plain script:
+decord, detector, torch, one process, torch's threads on all cores. Same clips, frames per second, detector,
+networks (VGGs have seeded random weights) and precision. Frames and faces of (b) and (d) must be equal; (c) samples by stride
+and may differ by a few, so its rate counts its own frames. A GPU is not used.
+"""  # noqa: E501
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.measuring import write_record
+from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
+from caan.extraction import ExtractionConfig
+from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
+from caan.video import sample_frames
+
+NETWORKS = {
+    "vgg": ("vggface", "vgg16", "random"),
+    "starter": ("starter_face", "starter_context", ""),
+}
+BATCH = 16
+
+
+def networks(name: str, precision: str) -> tuple[Backbone, Backbone]:
+    face, context, weights = NETWORKS[name]
+    return tuple(  # type: ignore[return-value]
+        load_backbone(BackboneConfig(name=kind, weights=weights, precision=precision))
+        for kind in (face, context)
+    )
+
+
+def cut(detector: Any, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Face crop and context of a frame with a face."""
+    kept = select_faces(detector.detect([picture])[0], "main", None, 1)
+    if not kept:
+        return None
+    crop = crop_face(picture, kept[0].box, expand=1.2, size_pixels=224)
+    return crop, resize_context(picture)
+
+
+def in_batches(items: Iterator[Any]) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(items, BATCH)):
+        yield batch
+
+
+def limit(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """Core-seconds of each stage alone, one thread each, over one copy of the clips."""
+    torch.set_num_threads(1)
+    detector = load_detector(DetectorConfig(name="libfacedetection"))
+    pairs = networks(options.networks, options.precision)
+    seconds = {}
+    start = time.process_time()
+    frames = [f.picture for path in paths for f in sample_frames(path, fps=options.fps)]
+    seconds["decode"] = time.process_time() - start
+    start = time.process_time()
+    cuts = [found for picture in frames if (found := cut(detector, picture))]
+    seconds["detect"] = time.process_time() - start
+    start = time.process_time()
+    for position, network in enumerate(pairs):
+        embed_pictures(network, np.stack([pair[position] for pair in cuts]), BATCH)
+    seconds["embed"] = time.process_time() - start
+    total = sum(seconds.values())
+    return {
+        "frames": len(frames),
+        "faces": len(cuts),
+        **{f"core_seconds_{name}": round(value, 2) for name, value in seconds.items()},
+        "frames_per_second": options.cores * len(frames) / total,
+    }
+
+
+def project(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """jobs.extract as a user runs it."""
+    face, context, weights = NETWORKS[options.networks]
+    with tempfile.TemporaryDirectory() as folder:
+        videos = Path(folder) / "videos"
+        videos.mkdir()
+        for number, path in enumerate(paths):
+            os.link(path, videos / f"{number:05d}{Path(path).suffix}")
+        manifest = Path(folder) / "manifest.parquet"
+        run_job("index", "--input", videos, "--output", manifest)
+        start = time.perf_counter()
+        run_job(
+            "extract", "--manifest", manifest, "--output", Path(folder) / "features",
+            "--fps", options.fps, "--detector", "libfacedetection",
+            "--face-backbone", face, "--context-backbone", context,
+            *(["--face-weights", weights, "--context-weights", weights] if weights else []),
+            *([] if options.defaults else ["--precision", options.precision]),
+        )  # fmt: skip
+        whole = time.perf_counter() - start
+        record = json.loads((Path(folder) / "features" / "run.json").read_text())
+        table = pq.read_table(Path(folder) / "features" / "features", columns=["frames", "faces"])
+        frames = sum(len(row) for row in table["frames"].to_pylist())
+        faces = sum(len(row) for row in table["faces"].to_pylist())
+    return {
+        "frames": frames,
+        "faces": faces,
+        "seconds": record["seconds"],
+        "start_and_end_seconds": whole - record["seconds"],
+        "frames_per_second": frames / record["seconds"],
+    }
+
+
+def run_job(name: str, *arguments: object) -> None:
+    words = [sys.executable, "-m", f"jobs.{name}", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"jobs.{name} failed: {done.stderr[-2000:]}")
+
+
+class Cutter:
+    """Rows of frames -> rows of crops, in the documented pattern's `flat_map`."""
+
+    detector: Any = None
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        cv2.setNumThreads(1)
+        if Cutter.detector is None:
+            Cutter.detector = load_detector(DetectorConfig(name="libfacedetection"))
+        found = cut(Cutter.detector, row["frame"])
+        empty = np.zeros((224, 224, 3), np.uint8)
+        pair = found or (empty, empty)
+        return [{"face": pair[0], "context": pair[1], "has_face": found is not None}]
+
+
+class Embedder:
+    """Batches of crops -> vectors, in the documented pattern's `map_batches`."""
+
+    def __init__(self, name: str, precision: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.networks = networks(name, precision)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        kept = batch["has_face"]
+        for kind, network in zip(("face", "context"), self.networks, strict=True):
+            vectors = np.zeros((len(kept), network.dim), np.float16)
+            if kept.any():
+                vectors[kept] = embed_pictures(network, batch[kind][kept], BATCH)[0]
+            batch[kind] = vectors
+        return batch
+
+
+def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
+    import ray
+
+    ray.init(
+        num_cpus=max(6, options.cores), include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        (
+            ray.data.read_videos(paths, fps=int(max(1, options.fps)))
+            .flat_map(Cutter())
+            .map_batches(
+                Embedder,
+                fn_constructor_args=(options.networks, options.precision, options.cores),
+                batch_size=BATCH,
+                concurrency=1,
+            )
+            .write_parquet(folder)
+        )
+        seconds = time.perf_counter() - start
+        table = pq.read_table(folder, columns=["has_face"])
+    ray.shutdown()
+    return {
+        "frames": table.num_rows,
+        "faces": sum(table["has_face"].to_pylist()),
+        "seconds": seconds,
+        "frames_per_second": table.num_rows / seconds,
+    }
+
+
+def script(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """decord, detector, torch: one process; the networks get full batches across clips."""
+    import decord
+
+    torch.set_num_threads(options.cores)
+    detector = load_detector(DetectorConfig(name="libfacedetection"))
+    pairs = networks(options.networks, options.precision)
+    num_frames = 0
+    start = time.perf_counter()
+
+    def crops() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal num_frames
+        for path in paths:
+            video = decord.VideoReader(path, num_threads=1)
+            times = video.get_frame_timestamp(range(len(video)))[:, 0]
+            times = times - times[0]
+            wanted = np.arange(0, times[-1] + 1e-6, 1 / options.fps)
+            index = np.searchsorted(times, wanted + 1e-6, side="right") - 1
+            for picture in video.get_batch(index.tolist()).asnumpy():
+                num_frames += 1
+                if found := cut(detector, picture):
+                    yield found
+
+    num_faces = 0
+    vectors = []
+    for batch in in_batches(crops()):
+        num_faces += len(batch)
+        for position, network in enumerate(pairs):
+            stack = np.stack([pair[position] for pair in batch])
+            vectors.append(embed_pictures(network, stack, BATCH)[0])
+    seconds = time.perf_counter() - start
+    return {
+        "frames": num_frames,
+        "faces": num_faces,
+        "seconds": seconds,
+        "frames_per_second": num_frames / seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=Path, required=True, help="mp4 files that decord opens")
+    parser.add_argument("--copies", type=int, default=20, help="of all clips, for (b), (c), (d)")
+    parser.add_argument("--fps", type=float, default=2.0)
+    parser.add_argument("--networks", choices=NETWORKS, default="vgg")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--defaults", action="store_true", help="(b) at its own defaults")
+    parser.add_argument("--ways", nargs="+", default=["limit", "project", "ray", "script"])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/extraction.json"))
+    options = parser.parse_args()
+    options.cores = os.cpu_count() or 1
+    ExtractionConfig(precision=options.precision)
+    clips = sorted(str(path) for path in options.clips.glob("*.mp4"))
+    if not clips:
+        raise SystemExit(f"no .mp4 in {options.clips}")
+    if options.fps != int(options.fps):
+        raise SystemExit("--fps must be whole: read_videos samples at whole rates only")
+    scratch = tempfile.mkdtemp()
+    copied = [shutil.copy(path, Path(scratch) / f"{n}.mp4") for n, path in enumerate(clips)]
+    many = [str(path) for path in copied] * options.copies
+    ways: dict[str, Callable[[list[str], argparse.Namespace], dict[str, float]]] = {
+        "limit": limit, "project": project, "ray": ray_pattern, "script": script,
+    }  # fmt: skip
+    found: dict[str, dict[str, float]] = {}
+    for name in options.ways:
+        # Each in a process of its own: threads, caches and allocators of one do not help another.
+        context = torch.multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            used = [str(path) for path in copied] if name == "limit" else many
+            found[name] = pool.apply(ways[name], (used, options))
+        print(name, found[name], flush=True)
+    shutil.rmtree(scratch)
+    if {"project", "script"} <= set(found):
+        for what in ("frames", "faces"):
+            if found["project"][what] != found["script"][what]:
+                raise SystemExit(f"other {what}: {found}")
+    base = found.get("project", {}).get("frames_per_second", 0.0)
+    write_record(
+        options.output,
+        {
+            "clips": len(clips),
+            "copies": options.copies,
+            "fps": options.fps,
+            "networks": options.networks,
+            "precision": "each at its default" if options.defaults else options.precision,
+            "ways": found,
+            "project_over": {
+                name: round(base / of["frames_per_second"], 3)
+                for name, of in found.items()
+                if name != "project"
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

