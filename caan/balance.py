@@ -1,7 +1,7 @@
 """How long a run will take and which stage limits it: arithmetic on what the stages reported.
 
-A stage is a pool of workers; its cost is the busy time of one worker per sampled frame. Workers that
-share cores cannot all be busy, so without a GPU the cores are a limit of their own.
+A stage is a pool of workers; its cost is the busy time of one worker per sampled frame. Workers
+that share cores cannot all be busy, so without a GPU the cores are a limit of their own.
 """
 
 from collections.abc import Mapping
