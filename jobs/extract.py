@@ -14,6 +14,7 @@ from typing import Literal
 
 from caan import config, on_ray, seen_videos
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentEmbedder, identities
+from jobs.forecast import forecast
 from jobs.pipeline import Pipeline, Resources, Run
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class Job(ExtractionConfig):
     """When options, weights or a video differ from the output that is there."""
     min_ok: float = 0.0
     """Lowest accepted share of videos that are ok, partial or no_face; below it the exit is 1."""
+    plan_only: bool = False
+    """Time a sample on the actual nodes, say what the whole will take, and stop."""
+    price_per_node_hour: float | None = None
+    """For the cost that --plan-only says, in any currency."""
     limits: SandboxConfig = field(default_factory=SandboxConfig)
     """Limits on the decoding of one segment."""
     resources: Resources = field(default_factory=Resources)
@@ -68,6 +73,8 @@ def main(job: Job) -> int:
         build=functools.partial(SegmentEmbedder, maps=maps),
         arguments=(extraction, ("face", "context")),
     )
+    if job.plan_only:
+        return forecast(run, pipeline, job.price_per_node_hour)
     record = run.process(pipeline)
     record["finetuned"] = seen_videos.write_beside(job.output, extraction)
     return run.finish(record, run.statuses())

@@ -1,5 +1,6 @@
 """What extract and label share: the stages on Ray Data, shard by shard, and the record of a run."""
 
+import dataclasses
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ import ray
 
 from caan import commits, on_ray, runs, storage
 from caan import config as configs
+from caan.balance import Pools, limit_of
 from caan.cascade import estimated_savings
 from caan.cutting import CutConfig
 from caan.datasets import face_crops_of, require_context
@@ -24,6 +26,10 @@ from caan.planning import WATCHED, check_manifest, plan_segments
 from caan.runs import SUCCESS, Shard
 
 logger = logging.getLogger(__name__)
+
+FORECAST = ".forecast.json"
+"""Where the prediction of `--plan-only` waits, in the output folder, for the run that it is
+compared with. A name with a dot, so that the folder still counts as empty."""
 
 SHARD_TRIES = 3
 """Runs of a shard until all its segments are committed; more than one where a writer that a kill
@@ -92,8 +98,20 @@ class Pipeline:
             "stages": totals,
             "stage_nodes": nodes,
             "node_labels": on_ray.node_labels({n for of_stage in nodes.values() for n in of_stage}),
+            "pools": dataclasses.asdict(self._pools()) if left else {},
             "seconds": time.perf_counter() - start_seconds,
         }
+
+    def _pools(self) -> Pools:
+        sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
+        return Pools(
+            num_decoders=sizes.num_decoders,
+            num_embedders=sizes.num_embedders,
+            embedder_threads=sizes.embedder_threads,
+            num_gpus=on_ray.num_gpus(),
+            num_cores=on_ray.physical_cpus(),
+            num_nodes=on_ray.num_nodes(),
+        )
 
     def _run_shard(self, shard: Shard, monitor: Any) -> None:
         for _ in range(SHARD_TRIES):
@@ -278,7 +296,7 @@ class Run:
         before = storage.read_json(run_file)
         if before["is_complete"] and all(shard.is_finished() for shard in shards):
             # A repeated command finds nothing to do: the figures stay those of the real run.
-            names = ("stages", "stage_nodes", "node_labels", "seconds")
+            names = ("stages", "stage_nodes", "node_labels", "pools", "seconds")
             counts = {name: before.get(name, {}) for name in names}
         else:
             storage.write_json(run_file, before | {"is_complete": False})
@@ -296,8 +314,13 @@ class Run:
             "num_segments": plan.num_rows,
             **throughput(counts),
             "cascade": estimated_savings(counts["stages"].get("decode", {})),
+            "balance": balance_of(counts, self._forecast()),
             **counts,
         }
+
+    def _forecast(self) -> dict[str, Any] | None:
+        path = storage.join(self.output, FORECAST)
+        return storage.read_json(path) if storage.exists(path) else None
 
     def statuses(self) -> Counter[str]:
         """How many videos have which status, by their segments."""
@@ -325,6 +348,8 @@ class Run:
         )
         if record["cascade"] is not None:
             logger.info("%s", cascade_line(record["cascade"]))
+        if record["balance"]:
+            logger.info("%s", balance_line(record["balance"]))
         if share < self.min_ok:
             logger.error(
                 "only %.1f%% of the videos were read, and --min-ok asks for %.1f%%",
@@ -333,6 +358,37 @@ class Run:
             )
             return 1
         return 0
+
+
+def pools_of(counts: dict[str, Any]) -> Pools:
+    """The workers of a run, from what `Pipeline.run` gave."""
+    return Pools(**counts["pools"])
+
+
+def balance_of(counts: dict[str, Any], forecast: dict[str, Any] | None) -> dict[str, Any]:
+    """The stage that limited a run, how near it came to its limit, and what was predicted."""
+    if not counts["pools"]:
+        return {}
+    stage, share = limit_of(counts["stages"], pools_of(counts), counts["seconds"])
+    if not stage:
+        return {}
+    return {
+        "limiting_stage": stage,
+        "share_of_its_limit": share,
+        "predicted_frames_per_second": forecast and forecast["frames_per_second"],
+        "predicted_hours": forecast and forecast["hours"],
+    }
+
+
+def balance_line(balance: dict[str, Any]) -> str:
+    """The same for the log."""
+    told = (
+        f"`{balance['limiting_stage']}` limited the run, which reached "
+        f"{100 * balance['share_of_its_limit']:.0f}% of its limit"
+    )
+    if balance["predicted_frames_per_second"]:
+        told += f"; predicted were {balance['predicted_frames_per_second']:.1f} frames/s"
+    return told
 
 
 def cascade_line(savings: dict[str, float | None]) -> str:
