@@ -226,10 +226,12 @@ class SegmentDecoder:
             size_bytes = request["size_bytes"] or 0
             with storage.spooled(request["uri"], size_bytes, spool_bytes) as source:
                 try:
-                    return self._cut(request | {"source": source}, "auto")
+                    # PyAV, not `auto`: on 720p H.264 with B-frames decord gave the same pictures
+                    # for 1.4 (all of them) to 2.0 times (1 per second) the CPU time
+                    # (benchmarks/decode.json), and it is the one that hangs (dmlc/decord 373, 375).
+                    return self._cut(request | {"source": source}, "pyav")
                 except (Crashed, TimedOut):
-                    # decord is the decoder that hangs and crashes (PLATFORM D, R2); a second try
-                    # in a fresh child goes without it.
+                    # In a fresh child, as what came before may have harmed the first.
                     return self._cut(request | {"source": source}, "pyav")
         except FileNotFoundError:
             return status_row(request, "missing", f"there is no file `{request['uri']}`")
