@@ -231,7 +231,7 @@ def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
     nodes carry the label `caan-role` with `decode` or `embed`, that stage runs on them alone.
 
     Raises:
-        InputError: the cluster has too few CPU slots (PLATFORM: a dataset would hang).
+        InputError: the cluster has too few CPU slots: a dataset would wait for ever.
     """
     logical = float(ray.cluster_resources().get("CPU", 0))
     if logical < 3:

@@ -111,7 +111,7 @@ class CAAN(Head):
     x, c -> 1024 each -> r (fusion) -> g; score s from g; R = sum of normalised scores times g; one
     linear layer gives the emotions of each frame from g, and of the video from R.
 
-    Source: paper Section 4.2, eqs. 1-4; every gap as MODELS.md 1b settles it. With `modality`
+    Source: paper Section 4.2, eqs. 1-4; where the paper is silent, our choice. With `modality`
     face or context only, scores come from fc6 (the paper starts that branch at pool5:
     `PoolFiveAttention`).
     """
