@@ -147,14 +147,16 @@ def ready_weights(backbone: str, weights: str = "") -> WeightFile:
 
 
 def finetuned_weights(backbone: str, weights: str) -> WeightFile | None:
-    """The weight file if it is one of jobs.finetune's, else None; nothing is downloaded for that.
+    """The weight file if it is one of jobs.finetune's, else None.
 
     Raises:
         InputError: as `ready_weights`.
     """
     if weights in ("", "random"):
         return None
-    if not weights.endswith(".safetensors") and not storage.is_folder(weights):
+    is_address = weights.startswith(("http://", "https://"))
+    is_file = weights.partition("?")[0].endswith(".safetensors")
+    if not is_file and (is_address or not storage.is_folder(weights)):
         return None
     found = ready_weights(backbone, weights)
     return found if SEEN_VIDEOS in found.metadata else None
