@@ -1,5 +1,6 @@
 # make demo [VIDEOS=folder]   set up, then label real clips and say where the report is
-# make test                   set up, then run the tests
+# make test                   set up, then run the tests but the slow ones
+# make test-all               the slow ones too: kills, submitted jobs, lost nodes; wants a quiet machine
 # make lint                   set up, then ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 VIDEOS ?=
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-all lint format clean
 
 setup: $(STAMP)
 
@@ -23,6 +24,9 @@ demo: $(STAMP)
 	$(BIN)/python -m jobs.demo --videos "$(VIDEOS)"
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
