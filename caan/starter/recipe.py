@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,8 @@ class RecipeConfig:
     """Optimiser steps; the published weights' own count is in MODEL_CARD.md."""
     minutes: float = 0.0
     """Length of the schedule in wall-clock minutes instead of steps; 0: steps decide."""
+    init: Path | None = None
+    """Weights to start from, as the recipe writes them; none: random ones."""
     processes: int = 2
     """Processes of one thread each."""
     batch: int = 64
@@ -110,6 +113,30 @@ class Learner(nn.Module):
         embedded = self.trunk(pictures).mean((2, 3))
         return self.classifier(functional.dropout(embedded, 0.3, self.training))
 
+    @torch.no_grad()
+    def start_from(self, shipped: StarterFace, standard_B1HW: Tensor) -> None:
+        """Take over a finished network, and give back to it the batch norms that were folded away.
+
+        Each norm gets the mean and deviation that its convolution has on these pictures, so that
+        the network says the same at first; filters get the length that random ones have.
+        """
+        self.classifier.load_state_dict(shipped.classifier.state_dict())
+        parts = dict(shipped.trunk.named_modules())
+        hooks = []
+        previous = ""
+        for name, module in self.trunk.named_modules():
+            if isinstance(module, nn.Conv2d):
+                conv = parts[name]
+                assert isinstance(conv, nn.Conv2d)
+                module.weight.copy_(conv.weight)
+                previous = name
+            elif isinstance(module, nn.BatchNorm2d):
+                own = dict(self.trunk.named_modules())[previous]
+                hooks.append(module.register_forward_hook(_restore_norm(own, parts[previous])))
+        self.eval()(standard_B1HW)
+        for hook in hooks:
+            hook.remove()
+
     def finished(self) -> StarterFace:
         """The network as it ships, with every batch norm folded away."""
         copied = copy.deepcopy(self)
@@ -117,6 +144,29 @@ class Learner(nn.Module):
         network = StarterFace(weights=None)
         network.load_state_dict({**copied.state_dict(), "temperature": torch.ones(())})
         return network.eval()
+
+
+def _restore_norm(conv: nn.Module, folded: nn.Module) -> Callable[..., Tensor]:
+    def hook(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(folded, nn.Conv2d)
+        assert folded.bias is not None
+        wanted = inputs[0] + folded.bias[:, None, None]
+        length = conv.weight.flatten(1).norm(dim=1)
+        scale = math.sqrt(2 * conv.in_channels / conv.out_channels) / length.clamp(1e-8)
+        conv.weight.mul_(scale[:, None, None, None])
+        outputs = inputs[0] * scale[:, None, None]
+        variance, mean = torch.var_mean(outputs, dim=(0, 2, 3), correction=0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt() / scale)
+        norm.bias.copy_(folded.bias + mean / scale)
+        return wanted
+
+    return hook
 
 
 class ClassQueues:
@@ -206,6 +256,10 @@ def train(rank: int, config: RecipeConfig) -> None:
     validation = load_faces(config.faces, "val") if rank == 0 else None
     state_path = config.output / f"state_{rank}.pt"
     network = Learner()
+    if config.init is not None:
+        sample = faces[torch.randperm(len(faces))[:768]].float()
+        pictures = standardise(augment(sample, INPUT_SIZE_PIXELS, config.strength))
+        network.start_from(StarterFace(config.init), pictures)
     faces, labels = faces[rank :: config.processes], labels[rank :: config.processes]
     averaged = copy.deepcopy(network)
     parameters = list(network.parameters())
