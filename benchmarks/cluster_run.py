@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -97,8 +98,10 @@ def commands(bucket: str, name: str) -> dict[str, tuple[str, ...]]:
 
 
 def kept(log: str) -> list[str]:
-    """The last lines of a job's log."""
-    return [line.rstrip()[:200] for line in log.splitlines() if line.strip()][-KEPT_LINES:]
+    """The last lines that the job itself and Ray's verdict wrote, without Ray's other lines."""
+    own = re.compile(r"\d\d:\d\d:\d\d |error:|.*Job '.*' (succeeded|failed|was stopped)")
+    lines = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in log.splitlines()]
+    return [line[:200] for line in lines if own.match(line)][-KEPT_LINES:]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:

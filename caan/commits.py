@@ -11,6 +11,10 @@ outlives its driver for a moment adds rows that nobody committed.
 import logging
 import re
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from caan import storage
 from caan.runs import Shard
@@ -18,6 +22,8 @@ from caan.runs import Shard
 logger = logging.getLogger(__name__)
 
 _PENDING = ".pending.parquet"
+READERS = 16
+"""Files that are read at the same time."""
 
 
 def undo_unfinished(shard: Shard) -> None:
@@ -37,6 +43,15 @@ def undo_unfinished(shard: Shard) -> None:
         storage.delete(checkpoint[name])
 
 
+def to_do(shard: Shard) -> tuple[int, float]:
+    """How many segments of a shard are not committed, and their seconds of video."""
+    plan = storage.read_table(shard.plan, ["segment_id", "start_seconds", "end_seconds"])
+    committed = pa.array([i for ids in _committed(shard).values() for i in ids], pa.string())
+    left = plan.filter(pc.invert(pc.is_in(plan["segment_id"], committed)))
+    seconds = pc.sum(pc.subtract(left["end_seconds"], left["start_seconds"])).as_py()
+    return left.num_rows, seconds or 0.0
+
+
 def settle(shard: Shard) -> int:
     """Make rows and commits agree, each segment once; gives how many segments are still to do.
 
@@ -44,16 +59,14 @@ def settle(shard: Shard) -> int:
     a second time.
     """
     undo_unfinished(shard)
-    committed = {
-        name.removesuffix(".parquet"): uri for name, uri in _checkpoint_files(shard).items()
-    }
+    committed = _committed(shard)
     rows = _row_files(shard)
     seen: set[str] = set()
-    for commit in sorted(committed):
-        ids = storage.read_table(committed[commit], ["segment_id"])["segment_id"].to_pylist()
+    for commit, ids in sorted(committed.items()):
         if commit not in rows or not seen.isdisjoint(ids):
             logger.warning("taking back commit %s of %s", commit, shard.folder)
-            storage.delete(committed.pop(commit))
+            storage.delete(storage.join(_checkpoint_folder(shard), f"{commit}.parquet"))
+            del committed[commit]
         else:
             seen.update(ids)
     for commit in rows.keys() - committed.keys():
@@ -63,8 +76,25 @@ def settle(shard: Shard) -> int:
     return len(set(planned) - seen)
 
 
+def _committed(shard: Shard) -> dict[str, list[str]]:
+    """The segments of every commit that is not pending."""
+    files = _checkpoint_files(shard)
+    names = [name for name in files if not name.endswith(_PENDING)]
+
+    def ids_of(name: str) -> list[str]:
+        return storage.read_table(files[name], ["segment_id"])["segment_id"].to_pylist()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(ids_of, names)
+        return {name.removesuffix(".parquet"): ids for name, ids in zip(names, found, strict=True)}
+
+
+def _checkpoint_folder(shard: Shard) -> str:
+    return storage.join(shard.state, "checkpoint")
+
+
 def _checkpoint_files(shard: Shard) -> dict[str, str]:
-    folder = storage.join(shard.state, "checkpoint")
+    folder = _checkpoint_folder(shard)
     if not storage.exists(folder):
         return {}
     files = (file.uri for file in storage.list_files(folder))

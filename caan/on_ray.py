@@ -48,6 +48,7 @@ def run_job(kind: type[J], main: Callable[[J], int], arguments: list[str] | None
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacting("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("aiobotocore.credentials").setLevel(logging.WARNING)  # a line per session
     sys.excepthook = _print_redacted
     try:
         return main(job)

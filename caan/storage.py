@@ -131,10 +131,15 @@ def filesystem(path: str | os.PathLike[str]) -> tuple[pyarrow.fs.FileSystem, str
 
 def s3fs_filesystem() -> Any:
     """S3 as s3fs sees it: for listing, and for what pyarrow does not tell."""
+    return _s3fs(_endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
+
+
+@functools.cache  # a new one asks for credentials anew, which takes 0.2 s
+def _s3fs(endpoint: str | None, key: str | None, process: int) -> Any:
     import s3fs
 
     return s3fs.S3FileSystem(
-        client_kwargs={"endpoint_url": _endpoint()} if _endpoint() else {},
+        client_kwargs={"endpoint_url": endpoint} if endpoint else {},
         config_kwargs={
             "retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"},
             "connect_timeout": 10,

@@ -40,7 +40,7 @@ def forecast(run: Run, pipeline: Pipeline, price: float | None) -> int:
     scratch = run.output.rstrip("/") + ".sample"
     try:
         shards = runs.extend_plan(scratch, run.table, plan.take(rows), retry_failed=False)
-        counts = pipeline.run(run.job_name, shards, 0.0)
+        counts = pipeline.run(run.job_name, shards)
         sizes = [file.size_bytes for file in storage.list_files(storage.join(scratch, run.table))]
     finally:
         if storage.exists(scratch):

@@ -74,7 +74,7 @@ class Pipeline:
     identity: IdentityConfig | None = None
     """Which faces get a vector that tells people apart; None: none."""
 
-    def run(self, job: str, shards: list[Shard], video_seconds: float) -> dict[str, Any]:
+    def run(self, job: str, shards: list[Shard]) -> dict[str, Any]:
         """Finish the unfinished shards; gives the counts of each stage and the seconds it took."""
         left = [shard for shard in shards if not shard.is_finished()]
         for shard in shards:
@@ -84,9 +84,10 @@ class Pipeline:
         if left:
             on_ray.wait_for(cpus=wanted.min_cpus, gpus=wanted.min_gpus, seconds=wanted.wait_seconds)
         monitor = on_ray.start_monitor(job)
-        num_segments = sum(storage.read_table(s.plan, ["segment_id"]).num_rows for s in left)
+        to_do = [commits.to_do(shard) for shard in left]
+        num_segments = sum(segments for segments, _ in to_do)
         start_seconds = time.perf_counter()
-        with on_ray.Progress(monitor, num_segments, video_seconds) as progress:
+        with on_ray.Progress(monitor, num_segments, sum(s for _, s in to_do)) as progress:
             for shard in left:
                 self._run_shard(shard, monitor)
             time.sleep(0.2 if left else 0)  # the last reports are on their way
@@ -277,17 +278,11 @@ class Run:
         storage.write_table(manifest, storage.join(self.output, "manifest.parquet"))
         on_ray.start()
         on_ray.configure_data()
-        video_seconds = plan.num_rows and sum(
-            video_end - video_start
-            for video_start, video_end in zip(
-                plan["start_seconds"].to_pylist(), plan["end_seconds"].to_pylist(), strict=True
-            )
-        )
         logger.info(
             "%d videos, %d segments, %.0f seconds of video; detector %s, backbones %s and %s",
             manifest.num_rows,
             plan.num_rows,
-            video_seconds,
+            pc.sum(pc.subtract(plan["end_seconds"], plan["start_seconds"])).as_py() or 0.0,
             self.config.detector,
             self.config.face_backbone,
             self.config.context_backbone,
@@ -300,7 +295,7 @@ class Run:
             counts = {name: before.get(name, {}) for name in names}
         else:
             storage.write_json(run_file, before | {"is_complete": False})
-            counts = pipeline.run(self.job_name, shards, video_seconds)
+            counts = pipeline.run(self.job_name, shards)
         return {
             "job": self.job_name,
             "is_complete": True,
