@@ -4,6 +4,7 @@ The second is `caan.pooling`: it puts a video's segments together, so that a lab
 on how the video was cut.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,6 +71,7 @@ class FrameScorer:
             _vectors(frames.field("context_vector")),
             shown,
             face_of,
+            rows,
             self._maps(table),
         )
         known = None if pictures is None else flat_list(pictures["frames"])[0].field("histogram")
@@ -90,13 +92,13 @@ class FrameScorer:
         context: np.ndarray,
         shown: np.ndarray,
         face_of: np.ndarray,
+        rows: np.ndarray,
         maps: Mapping[str, np.ndarray],
     ) -> tuple[Encoded, Encoded | None]:
         parts: list[Encoded] = []
         blind_parts: list[Encoded] = []
         has_face = face_of >= 0
-        for start in range(0, max(1, len(shown)), MAX_HEAD_FRAMES):
-            some = slice(start, start + MAX_HEAD_FRAMES)
+        for some in _pieces(rows):
             face_ND = np.zeros((len(shown[some]), face.shape[1]), np.float16)
             face_ND[has_face[some]] = face[face_of[some][has_face[some]]]
             batch = FrameBatch(
@@ -106,8 +108,8 @@ class FrameScorer:
                 torch.from_numpy(has_face[some])[None].to(self.device),
             )
             for name, of_all in maps.items():
-                rows = face_of[some] if name == "face" else shown[some]
-                taken = torch.from_numpy(of_all[rows] * (rows >= 0)[:, None, None, None])
+                which = face_of[some] if name == "face" else shown[some]
+                taken = torch.from_numpy(of_all[which] * (which >= 0)[:, None, None, None])
                 batch = batch._replace(**{f"{name}_pool5_BTCHW": taken[None].to(self.device)})
             parts.append(_on_cpu(self.model.head.encode(batch)))
             if self.explains_context:
@@ -165,6 +167,20 @@ class FrameScorer:
         columns["frames"] = pa.ListArray.from_arrays(frame_offsets, frame_rows)
         columns["faces"] = pa.ListArray.from_arrays(pa.array(offsets), face_rows)
         return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _pieces(rows: np.ndarray) -> list[slice]:
+    """The frames of one segment after the other, in pieces of MAX_HEAD_FRAMES at most.
+
+    No piece holds two segments: the last bits of a matrix product depend on how many rows it has,
+    and a label must not depend on which segments came together, as they do after a kill.
+    """
+    bounds = [0, *(np.flatnonzero(np.diff(rows)) + 1), len(rows)]
+    return [
+        slice(start, min(start + MAX_HEAD_FRAMES, end))
+        for begin, end in itertools.pairwise(bounds)
+        for start in range(begin, max(end, 1), MAX_HEAD_FRAMES)
+    ]
 
 
 def _on_cpu(encoded: EncodedFrames) -> Encoded:

@@ -121,6 +121,14 @@ def test_cutting_a_video_into_segments_changes_no_label(options):
         assert_same(parts.frame_scores, whole.frame_scores)
 
 
+def test_a_segment_has_the_same_bits_alone_and_among_others():
+    model = model_of()
+    rows = features_of("v", 7)
+    together = FrameScorer(model, "cpu")(rows)
+    for number in range(rows.num_rows):
+        assert FrameScorer(model, "cpu")(rows.slice(number, 1)).equals(together.slice(number, 1))
+
+
 def test_tables_have_their_schemas_and_the_evidence_adds_up():
     model = model_of()
     scores = FrameScorer(model, "cpu")(features_of("v", 10))
