@@ -90,7 +90,7 @@ def run(sizes: list[int]) -> list[dict[str, Any]]:
             plan = known(plan_segments(manifest_of(size, 1), fps=2.0, segment_frames=128))
             shards = runs.extend_plan(output, "features", plan, retry_failed=False)
             start = time.perf_counter()
-            pipeline().run("extract", shards, 0.0)
+            pipeline().run("extract", shards)
             seconds = time.perf_counter() - start
             rows = sum(t.num_rows for t in runs.latest_segments(output, "features"))
         if rows != size:
@@ -123,7 +123,7 @@ def resume(num_segments: int) -> dict[str, Any]:
         shards = runs.extend_plan(output, "features", known(again), retry_failed=False)
         left = [shard for shard in shards if not shard.is_finished()]
         checked = time.perf_counter() - start
-        pipeline().run("extract", shards, 0.0)
+        pipeline().run("extract", shards)
         seconds = time.perf_counter() - start
         rows = sum(t.num_rows for t in runs.latest_segments(output, "features"))
     if rows != LEFT or len(left) != 1:

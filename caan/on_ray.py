@@ -392,8 +392,9 @@ class Progress:
         left = self.num_segments - done
         video_seconds = embed.get("video_seconds", 0.0) + decode.get("skipped_seconds", 0.0)
         rate = video_seconds / passed if passed else 0.0
-        remaining = max(0.0, self.video_seconds - video_seconds)
-        eta = f"{remaining / rate:.0f} s" if rate else "?"
+        # Files that hold less than their headers say leave a rest when nothing is left to do.
+        remaining = max(0.0, self.video_seconds - video_seconds) if left > 0 else 0.0
+        eta = f"{remaining / rate:.0f} s" if rate or not remaining else "?"
         return (
             f"{done}/{self.num_segments} segments done, {int(decode.get('failed', 0))} failed, "
             f"{left} left; {embed.get('frames', 0) / passed if passed else 0:.1f} frames/s, "

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,7 +51,8 @@ def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.
     Raises:
         InputError: a good video without an address or a duration, or with an impossible time range.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    tables = []
     columns = [
         "video_id", "uri", "start_seconds", "end_seconds", "duration_seconds", "size_bytes",
         "etag", "face_box", "face_pts_seconds", "status", "error",
@@ -85,7 +87,10 @@ def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.
                     "attempt": 0,
                 }
             )
-    return table_of(rows, PLAN_SCHEMA)
+        if len(rows) >= SHARD_SEGMENTS:  # rows as Python objects take a kilobyte each
+            tables.append(table_of(rows, PLAN_SCHEMA))
+            rows = []
+    return pa.concat_tables([*tables, table_of(rows, PLAN_SCHEMA)])
 
 
 def _check_range(video: dict[str, Any], *, needs_duration: bool) -> None:
@@ -121,8 +126,8 @@ def new_segments(
     if done is None:
         return plan
     keys = ["video_id", *watched]
-    old = {row["video_id"]: row for row in done.select(keys).to_pylist()}
-    for row in plan.select([*keys, "uri"]).to_pylist():
+    old = {row["video_id"]: row for row in row_per_video(done.select(keys)).to_pylist()}
+    for row in row_per_video(plan.select([*keys, "uri"])).to_pylist():
         before = old.get(row["video_id"])
         if before and (changed := [name for name in watched if before[name] != row[name]]):
             raise InputError(
@@ -131,6 +136,13 @@ def new_segments(
             )
     known = pc.is_in(plan["video_id"], value_set=pc.unique(done["video_id"].combine_chunks()))
     return plan.filter(pc.invert(known))
+
+
+def row_per_video(table: pa.Table) -> pa.Table:
+    """The last row of each video."""
+    codes = table["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, places = np.unique(codes[::-1], return_index=True)
+    return table.take(len(codes) - 1 - places)
 
 
 def shards_of(plan: pa.Table, shard_segments: int = SHARD_SEGMENTS) -> list[pa.Table]:

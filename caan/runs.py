@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from caan import storage
 from caan.errors import InputError
-from caan.planning import SHARD_SEGMENTS, WATCHED, new_segments, shards_of
+from caan.planning import SHARD_SEGMENTS, WATCHED, new_segments, row_per_video, shards_of
 
 SUCCESS = "_SUCCESS"
 GOOD_STATUSES = ("ok", "partial", "no_face")
@@ -166,10 +166,11 @@ def extend_plan(
 
 
 def _changed_videos(plan: pa.Table, done: pa.Table, watched: Sequence[str]) -> set[str]:
-    old = {row.pop("video_id"): row for row in done.select(["video_id", *watched]).to_pylist()}
+    before, now = (row_per_video(t.select(["video_id", *watched])) for t in (done, plan))
+    old = {row.pop("video_id"): row for row in before.to_pylist()}
     return {
         row["video_id"]
-        for row in plan.select(["video_id", *watched]).to_pylist()
+        for row in now.to_pylist()
         if any(old.get(row["video_id"], row)[name] != row[name] for name in watched)
     }
 

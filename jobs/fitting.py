@@ -96,6 +96,7 @@ def train_network(
             f"--num-workers {job.num_workers} needs {job.num_workers + 2} CPU slots, two of them "
             f"for reading, and the Ray cluster has {slots}: start it with more, or take fewer."
         )
+    on_ray.poll_training_often()
     use_gpu = on_ray.num_gpus() >= job.num_workers
     filesystem, path = storage.filesystem(storage.join(job.output, "state"))
     result = ray.train.torch.TorchTrainer(
