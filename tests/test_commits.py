@@ -14,7 +14,8 @@ def shard(request, tmp_path):
     """Six segments, of which commits `a` and `b` hold two each."""
     output = str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_bucket")
     shard = Shard(output=output, name="features", attempt=0, number=0)
-    storage.write_table(pa.table({"segment_id": IDS}), shard.plan)
+    times = {"start_seconds": [0.0, 8.0] * 3, "end_seconds": [8.0, 10.0] * 3}
+    storage.write_table(pa.table({"segment_id": IDS} | times), shard.plan)
     commit(shard, "w_a", IDS[:2])
     commit(shard, "w_b", IDS[2:4])
     return shard
@@ -41,6 +42,11 @@ def test_whole_commits_stay(shard):
     commits.undo_unfinished(shard)
     assert commits.settle(shard) == 2
     assert names(shard) == WHOLE
+
+
+def test_progress_counts_from_what_is_committed(shard):
+    commit(shard, "w_c", IDS[4:5], pending=True)
+    assert commits.to_do(shard) == (2, 10.0)
 
 
 @pytest.mark.parametrize("rows", [True, False])
