@@ -250,6 +250,8 @@ class Arena:
             self.cluster.remove_node(node, allow_graceful=False)
             self._add_node()
         elif victim == "machine":
+            driver.kill()
+            driver.wait()  # before psutil, which would take its exit code
             workers = [process for process, _ in self.workers()]
             processes = [*workers, *psutil.Process().children(recursive=True)]
             for process in dict.fromkeys(processes):
