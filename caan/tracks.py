@@ -29,6 +29,12 @@ IDENTITY_DISTANCES: dict[str, tuple[Metric, float]] = {
 people at least 0.44. vggface (fc6 after the ReLU): our choice, not yet measured."""
 
 
+UNLIKE_LIMIT = 1.5
+"""A face that is this many times `person_distance` from a track's appearance is another's, unless
+it lies where the track was. For dlib that is 0.6, its author's limit for two single pictures of one
+person; means over a track differ less."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """How faces are followed and joined to people."""
@@ -278,7 +284,7 @@ def _costs(
         unlike = np.where(np.isnan(unlike), 1.0, unlike)  # not known: neither like nor unlike
         if config.person_distance is not None:
             # A face that turns or laughs looks unlike itself for a moment, but stays in place.
-            possible &= (unlike <= 1.3) | (overlap >= 0.5)
+            possible &= (unlike <= UNLIKE_LIMIT) | (overlap >= 0.5)
         cost = 0.5 * cost + 0.5 * np.minimum(unlike / 2, 1)
     return np.where(possible, np.minimum(cost, 1), np.inf)
 
