@@ -122,7 +122,9 @@ def media(options: argparse.Namespace) -> None:
         write_clip(canary, drawn(np.random.default_rng(0), 6), "libx264")
         watch, listener = FileWatch(canary), Listener()
         beside = Path(__file__).resolve().parents[2] / "shared" / "clips"
-        real = [carphone(), *sorted(path for path in beside.glob("*.*") if path.suffix != ".md")]
+        others = {path.name: path for path in beside.glob("*.*") if path.suffix != ".md"}
+        others.pop(carphone().name, None)
+        real = [carphone(), *(others[name] for name in sorted(others))]
         cases = corpus(
             folder / "videos", options.seed, options.per_kind, canary, listener.url, real
         )
@@ -139,6 +141,8 @@ def media(options: argparse.Namespace) -> None:
                 subprocess.run([sys.executable, "-m", *arguments], check=False).returncode != 0
             )
         opened, called = watch.was_opened(), listener.was_called()
+        if len({case.path for case in cases}) != len(cases):
+            raise SystemExit("two cases have one file: the corpus is not what it says")
         rows = storage.read_table(manifest, ["video_id", "uri"]).to_pylist()
         ids = {Path(row["uri"]).name: row["video_id"] for row in rows}
         statuses: dict[str, list[str]] = {}
@@ -161,7 +165,7 @@ def media(options: argparse.Namespace) -> None:
             "files": len(cases),
             "statuses": dict(sorted(total.items())),
             "kinds": {kind: dict(found) for kind, found in kinds.items()},
-            "not_one_row": len(cases) - len(statuses) + (len(ids) != len(rows)),
+            "not_one_row": total["none"] + (len(ids) != len(rows)),
             "unexpected": unexpected,
             "hangs": total["timed_out"],
             "crashes": crashes,
@@ -248,7 +252,7 @@ def faults(options: argparse.Namespace) -> None:
         )
         done = run("extract", "s3://archive/denied/features")
         proxy.faults = Faults()
-        said = done.stderr.strip().splitlines()[-1]
+        said = next((x for x in done.stderr.splitlines() if x.startswith("error:")), "no sentence")
         outcome = f"exit code {done.returncode}: {said[:200]}"
         print(outcome, flush=True)
         runs.append({"what": "jobs.extract", "faults": f"{operation} 403 {key}",

@@ -30,7 +30,7 @@ from caan.cutting import PICTURE_SIZE
 from caan.errors import InputError
 from caan.extraction import picture_stack
 from caan.losses import CLASS_WEIGHTS
-from caan.training import Report, TrainingRun, rate_of_epoch, report_epoch
+from caan.training import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -378,17 +378,6 @@ def _epoch(
     if not num_batches:
         raise InputError("there are fewer training pictures than workers: nothing to train on.")
     return total / num_batches
-
-
-def epoch_line(row: dict[str, float]) -> str:
-    """One line on an epoch."""
-    found = ", ".join(
-        f"{name.removeprefix('validation_')} {value:.3f}"
-        for name, value in row.items()
-        if name.startswith("validation_") and not name.endswith(("videos", "images"))
-    )
-    line = f"epoch {row['epoch']:.0f}: loss {row['train_loss']:.3f}, {row['seconds']:.0f} s"
-    return f"{line}; held out: {found}" if found else line
 
 
 def video_metrics(

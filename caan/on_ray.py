@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -59,7 +60,7 @@ def run_job(kind: type[J], main: Callable[[J], int], arguments: list[str] | None
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 1
     except ray.exceptions.RayError as error:
-        cause = _our_cause(error)
+        cause = cause_of_ours(error)
         if cause is None:
             raise
         print(f"error: {redact(str(cause))}", file=sys.stderr)
@@ -80,7 +81,7 @@ def _print_redacted(
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _our_cause(error: BaseException) -> BaseException | None:
+def cause_of_ours(error: BaseException) -> BaseException | None:
     """The error of ours that a worker raised, inside Ray's wrappers."""
     found: BaseException | None = error
     while found is not None:
@@ -90,7 +91,10 @@ def _our_cause(error: BaseException) -> BaseException | None:
             return fault
         inner = getattr(found, "cause", None)
         found = inner if isinstance(inner, BaseException) else found.__cause__
-    return None
+    # Where Ray Data wraps and pickles what a stage raised, only its text remains.
+    texts = re.findall(r"^caan\.errors\.(StorageError|InputError): (.+)$", str(error), re.MULTILINE)
+    kinds = {"StorageError": StorageError, "InputError": InputError}
+    return kinds[texts[-1][0]](texts[-1][1]) if texts else None
 
 
 def start() -> None:

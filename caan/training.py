@@ -240,6 +240,18 @@ def fit_loader(
     return run.finish(train, validation, device, rank, world_size)
 
 
+def epoch_line(row: dict[str, float], num_epochs: int = 0) -> str:
+    """One line on an epoch, from its metrics; `num_epochs`: how many there may be, 0: not said."""
+    found = ", ".join(
+        f"{name.removeprefix('validation_')} {value:.3f}"
+        for name, value in row.items()
+        if name.startswith("validation_") and not name.endswith(("videos", "images"))
+    )
+    of = f" of {num_epochs}" if num_epochs else ""
+    line = f"epoch {row['epoch']:.0f}{of}: loss {row['train_loss']:.3f}, {row['seconds']:.1f} s"
+    return f"{line}; held out: {found}" if found else line
+
+
 class TrainingRun:
     """What a training run knows besides the weights: optimiser, history, the best epoch.
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ import torch
 from caan import config, finetuning, on_ray, runs, storage
 from caan.errors import InputError
 from caan.finetuning import FinetuneConfig, FinetuneResult
+from caan.training import epoch_line
+from jobs import relay
 
 if TYPE_CHECKING:
     from jobs.finetune import Job
@@ -99,28 +102,37 @@ def train_network(
     on_ray.poll_training_often()
     use_gpu = on_ray.num_gpus() >= job.num_workers
     filesystem, path = storage.filesystem(storage.join(job.output, "state"))
-    result = ray.train.torch.TorchTrainer(
-        worker,
-        train_loop_config=options,
-        datasets=datasets,  # type: ignore[arg-type]
-        dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
-        ),
-    ).fit()
+    with relay.shown(logger) as latest:
+        trainer = ray.train.torch.TorchTrainer(
+            partial(_telling, worker),
+            train_loop_config=options | {"progress": latest},
+            datasets=datasets,  # type: ignore[arg-type]
+            dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=job.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
+            ),
+        )
+        result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError("fine-tuning ended without weights")
     with result.checkpoint.as_directory() as folder:
         storage.copy_folder(folder, job.output)
+
+
+def _telling(worker: Callable[[dict[str, Any]], None], options: dict[str, Any]) -> None:
+    """Runs a worker; the first one's progress goes to the job's log."""
+    if worker_place()[0] == 0:
+        relay.say(options["progress"], "caan.finetuning")
+    worker(options)
 
 
 def begin(job: "Job", identity: dict[str, Any]) -> bool:
@@ -160,6 +172,6 @@ def finish(job: "Job", identity: dict[str, Any], facts: dict[str, Any], option: 
         job.output,
         metrics["best_epoch"] + 1,
         len(metrics["history"]),
-        finetuning.epoch_line(best),
+        epoch_line(best),
         option,
     )

@@ -35,9 +35,9 @@ from caan.models.frames import Head
 from caan.models.growth import grow_from
 from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos
-from caan.training import FitResult, TrainConfig, fit, fit_loader, keeps_state
+from caan.training import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
 from caan.weights import finetuned_of
-from jobs import streaming
+from jobs import relay, streaming
 from jobs.training_data import Data, check_context, configs_of, read_data
 
 logger = logging.getLogger(__name__)
@@ -136,12 +136,14 @@ def train_worker(options: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
     head = build_head(data, options["model"], train.seed, options["init"])
+    if rank == 0 and "progress" in options:
+        relay.say(options["progress"], logger.name)
     folder = options.get("tensorboard") if rank == 0 else None
     writer = SummaryWriter(folder) if folder else None
 
     def report(metrics: dict[str, float], state: Path | None) -> None:
         if rank == 0:
-            logging.getLogger("caan").info("epoch %d", metrics["epoch"])
+            logger.info("%s", epoch_line(metrics, train.epochs))
         if writer is not None:
             for name, value in metrics.items():
                 writer.add_scalar(name, value, int(metrics["epoch"]))
@@ -294,7 +296,7 @@ def train_model(
         streaming.check_slots(job.num_workers, job.storage_path)
         modalities = build_head(data, model, train.seed).modalities
         datasets["train"] = streaming.rows(data.train, train, modalities)
-    with _scratch(job) as scratch:
+    with _scratch(job) as scratch, relay.shown(logger) as latest:
         filesystem, path = storage.filesystem(job.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
@@ -306,6 +308,7 @@ def train_model(
                 "start": start,
                 "reports_all": False,
                 "tensorboard": job.tensorboard,
+                "progress": latest,
             },
             datasets=datasets,
             dataset_config=ray.train.DataConfig(datasets_to_split=list(datasets)),

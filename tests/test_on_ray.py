@@ -2,7 +2,8 @@
 
 import pytest
 
-from caan.on_ray import actor_claim
+from caan.errors import StorageError
+from caan.on_ray import actor_claim, cause_of_ours
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,11 @@ def test_actors_fit_beside_rays_tasks_and_after_the_largest_node_is_lost(
         left = node_cpus
     assert claim * num_actors <= sum(left) - 2 + 1e-9
     assert sum(int(cpus / claim) for cpus in left) >= num_actors
+
+
+def test_a_storage_error_that_ray_wrapped_is_found_by_its_text() -> None:
+    text = "ray::Map()\ncaan.errors.StorageError: access denied: `s3://a/b`\n\nUDF failed"
+    found = cause_of_ours(RuntimeError(text))
+    assert isinstance(found, StorageError)
+    assert str(found) == "access denied: `s3://a/b`"
+    assert cause_of_ours(RuntimeError("a StorageError: of somebody else")) is None
