@@ -103,7 +103,13 @@ class LocalCluster:
 
     def submit(self, *job: str) -> subprocess.CompletedProcess[str]:
         """Run one of our jobs to its end."""
-        return self.ray(*self.command(*job)[1:])
+        end = time.monotonic() + 120
+        while True:
+            done = self.ray(*self.command(*job)[1:])
+            # Right after the start a busy machine's nodes may not be ready to take a job.
+            if "No available agent" not in done.stderr or time.monotonic() > end:
+                return done
+            time.sleep(3)
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Any `ray ...` as a client of the cluster."""
