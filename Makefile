@@ -1,6 +1,6 @@
 # make demo [VIDEOS=folder]   set up, then label real clips and say where the report is
 # make test                   set up, then run the tests but the slow ones
-# make test-all               the slow ones too: kills, submitted jobs, lost nodes; wants a quiet machine
+# make test-all               the slow ones too: submitted jobs, lost nodes; wants a quiet machine
 # make lint                   set up, then ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
