@@ -285,7 +285,7 @@ def _with_kill(old: dict[str, Any], kill: Any, num_rows: int) -> dict[str, Any]:
     row = asdict(kill) | {"rows": num_rows}
     same = ("job", "victim", "moment", "seed")
     others = [k for k in old.get("runs", []) if any(k[n] != row[n] for n in same)]
-    return {"runs": [*others, row]}
+    return old | {"runs": [*others, row]}
 
 
 def report(record: dict[str, Any]) -> str:
@@ -324,6 +324,10 @@ def _kills(part: dict[str, Any]) -> list[str]:
         )
     lost, doubled = (sum(run[name] for run in runs) for name in ("lost", "doubled"))
     lines += ["", f"Kills survived: **{len(runs)}**; rows lost {lost}, rows doubled {doubled}."]
+    lines += [part.get("code", "")]
+    if left_out := part.get("not_counted"):
+        lines += ["", "Runs of the same recording that are not counted:", ""]
+        lines += [f"- {run['kill']}: {run['why']}" for run in left_out]
     return lines
 
 
@@ -339,7 +343,7 @@ def _media(part: dict[str, Any]) -> list[str]:
         f"{part['crashes']}; other files opened {part['canary_opened']}, addresses called "
         f"{part['address_called']}; decoding children ended by their time limit "
         f"{part['hangs']}; {part['seconds']} s in all; "
-        f"jobs.verify: {part['verified']}.",
+        f"jobs.verify: {part['verified']}. {part.get('remark', '')}",
         "",
         "| what was done to the file | files | statuses |",
         "|---|---|---|",
