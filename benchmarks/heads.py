@@ -7,24 +7,35 @@ that are done, and the same command does the next. `--fresh` forgets them. CPU s
 the machine has other work. The videos are synthetic: their accuracy only says that training had
 something to learn and something to miss. `--systems pool5_face transferred_encoding` and the like
 measure what reads pool5 maps (of VGG's size) and the encoders of Table 6, apart from the sum.
+
+`--reproduce` instead writes the features as jobs.extract does, runs all fc6 heads x 5 seeds over
+them by jobs.reproduce, and records minutes, epochs and memory of each process in heads_grid.json.
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from benchmarks.head_epoch import DIM, STORED, synthetic_videos, with_maps
+from benchmarks.training import write_features
+from caan import storage
 from caan.comparison import FROM_POOL5, grid, run_trial
+from caan.packing import PackedVideos
 from caan.recipes import RECIPES
 
 RESULT = Path(__file__).with_suffix(".json")
+GRID_RESULT = Path(__file__).with_name("heads_grid.json")
 HEADS = [name for name, recipe in RECIPES.items() if recipe.model.name != "pool5_attention"]
 CORES, SEEDS, LIMIT_MINUTES = 2, 5, 90
 
@@ -45,6 +56,50 @@ def summary(rows: list[dict[str, Any]], num_systems: int) -> dict[str, Any]:
     }
 
 
+def through_reproduce(videos: PackedVideos, systems: list[str], num_seeds: int) -> None:
+    """All trials by jobs.reproduce; its processes' own memory is sampled meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="caan-benchmark-") as name:
+        features, output = Path(name) / "features", Path(name) / "report"
+        write_features(features, videos)
+        words = [sys.executable, "-m", "jobs.reproduce", "--features", str(features)]
+        words += ["--output", str(output), "--systems", *systems]
+        words += ["--seeds", *map(str, range(num_seeds))]
+        started, own_mb = time.perf_counter(), 0.0
+        job = subprocess.Popen(words)
+        while job.poll() is None:
+            for process in psutil.Process(job.pid).children(recursive=True):
+                try:
+                    if "_trial" in " ".join(process.cmdline()):
+                        own_mb = max(own_mb, process.memory_full_info().uss / 2**20)
+                except psutil.NoSuchProcess:
+                    continue
+            time.sleep(2)
+        minutes = (time.perf_counter() - started) / 60
+        if job.returncode:
+            raise SystemExit(job.returncode)
+        trials = [storage.read_json(path) for path in sorted(output.glob("trials/*.json"))]
+        record = storage.read_json(output / "run.json")
+    epochs = {
+        system: [trial["epochs_run"] for trial in trials if trial["system"] == system]
+        for system in systems
+    }
+    result = {
+        "videos": len(videos),
+        "frames_per_video": STORED,
+        "dim": DIM,
+        "trials": len(trials),
+        "minutes": round(minutes, 1),
+        "limit_minutes": LIMIT_MINUTES,
+        "features_mb": round(record["features"]["num_bytes"] / 2**20),
+        "own_memory_of_a_trial_mb": round(own_mb),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "epochs_run": epochs,
+    }
+    GRID_RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=1000)
@@ -52,6 +107,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=HEADS)
     parser.add_argument("--budget", type=float, default=600.0)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--reproduce", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
@@ -62,6 +118,9 @@ def main() -> None:
     videos = synthetic_videos(options.videos)
     splits = np.where(np.arange(options.videos) % 10 < 7, "train", "test")
     videos = replace(videos, splits_V=splits)
+    if options.reproduce:
+        through_reproduce(videos, options.systems, options.seeds)
+        return
     videos = with_maps(videos, {FROM_POOL5[s] for s in options.systems if s in FROM_POOL5})
     started = time.perf_counter()
     for trial in grid(options.systems, range(options.seeds), ["split0"]):

@@ -42,7 +42,11 @@ LABELS = EMOTIONS[:7]
 
 
 def write_features(folder: Path, videos: PackedVideos) -> None:
-    """The videos as jobs.extract writes them, without a Python object per number."""
+    """The videos as jobs.extract writes them, without a Python object per number.
+
+    Videos without a split are for training, and then one more of the split `val` has no features:
+    nothing to validate on.
+    """
     wanted = schema.features_schema(DIM, DIM)
     for first in range(0, len(videos), VIDEOS_PER_FILE):
         part = videos.select(np.arange(first, min(first + VIDEOS_PER_FILE, len(videos))))
@@ -71,12 +75,14 @@ def write_features(folder: Path, videos: PackedVideos) -> None:
         table = pa.table(columns).cast(wanted)
         place = folder / "features/attempt=0/shard-00000" / f"part-{first:06d}.parquet"
         storage.write_table(table, place)
+    splits = [split or "train" for split in videos.splits_V.tolist()]
+    labels = [LABELS[label] for label in videos.labels_V.tolist()]
     manifest = [
-        {"video_id": name, "uri": f"{name}.mp4", "label": LABELS[label], "split": "train"}
-        for name, label in zip(videos.video_ids_V.tolist(), videos.labels_V.tolist(), strict=True)
+        {"video_id": name, "uri": f"{name}.mp4", "label": label, "split": split}
+        for name, label, split in zip(videos.video_ids_V.tolist(), labels, splits, strict=True)
     ]
-    # One more video of the split `val`, without features: nothing to validate on.
-    manifest.append({"video_id": "none", "uri": "none.mp4", "label": LABELS[0], "split": "val"})
+    if not any(videos.splits_V):
+        manifest.append({"video_id": "none", "uri": "none.mp4", "label": LABELS[0], "split": "val"})
     storage.write_table(
         schema.table_of(manifest, schema.MANIFEST_SCHEMA), folder / "manifest.parquet"
     )

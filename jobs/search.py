@@ -286,8 +286,9 @@ def search(
     references = {name: ray.put(part) for name, part in data.items()}
     resources: dict[str, float]
     if job.workers_per_trial > 1:
-        # The waiting driver takes no core, so the workers always find theirs.
-        resources = {"cpu": 0}
+        # The waiting driver takes no core, so the workers always find theirs; a claim of nothing
+        # at all is refused by Ray.
+        resources = {"cpu": 0, "memory": 2**20}
         trainable = tune.with_parameters(
             run_trial_on_workers, job=job, data=references, gpus=gpus, claim=claim
         )

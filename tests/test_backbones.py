@@ -210,8 +210,6 @@ def test_starter_context_knows_imagenet() -> None:
 
 
 def test_starter_face_embeds() -> None:
-    if not WEIGHTS.exists():
-        pytest.skip("the starter's weights are not made yet")
     backbone = load_backbone(BackboneConfig(name="starter_face"))
     vectors, _ = embed_pictures(backbone, _pictures(3), 2)
     assert vectors.shape == (3, backbone.dim)
