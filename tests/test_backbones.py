@@ -14,7 +14,6 @@ from caan.backbones import (
     load_backbone,
 )
 from caan.errors import InputError
-from caan.starter.network import WEIGHTS
 from caan.vgg import FACE_COLOURS, IMAGENET_COLOURS, Colours, Vgg, random_vgg
 from caan.weights import save_weights
 
