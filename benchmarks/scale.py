@@ -5,8 +5,8 @@ python -m benchmarks.scale resume    a plan of 1,000,000 segments, of which all 
 
 `run` takes videos whose status is known and a last stage that computes nothing, so that what is
 left is the cost of the system itself. `resume` writes the plan as a run does, marks all shards but
-the last as finished, gives the last one the checkpoint files that Ray leaves (one per written
-block), and times the same command until its 100 segments are written.
+the last as finished, gives the last one the files that a run leaves (one of rows and one of
+names per written block), and times the same command until its 100 segments are written.
 """
 
 import argparse
@@ -112,9 +112,12 @@ def resume(num_segments: int) -> dict[str, Any]:
         folder = Path(shards[-1].state) / "checkpoint"
         folder.mkdir(parents=True)
         done = ids[:-LEFT]
-        for first in range(0, len(done), 16):  # one file per block that was written
+        rows = Path(shards[-1].folder)
+        rows.mkdir(parents=True)
+        for first in range(0, len(done), 16):  # a file of rows and one of names per written block
             part = pa.table({"segment_id": done[first : first + 16]})
-            pq.write_table(part, folder / f"done-{first:06d}.parquet")
+            pq.write_table(part, rows / f"done{first:06d}-000000.parquet")
+            pq.write_table(part, folder / f"done{first:06d}.parquet")
         del plan, ids
         on_ray.start()
         on_ray.configure_data()
@@ -125,9 +128,10 @@ def resume(num_segments: int) -> dict[str, Any]:
         checked = time.perf_counter() - start
         pipeline().run("extract", shards)
         seconds = time.perf_counter() - start
-        rows = sum(t.num_rows for t in runs.latest_segments(output, "features"))
-    if rows != LEFT or len(left) != 1:
-        raise SystemExit(f"{rows} rows written, {LEFT} were left to do")
+        names = [pq.read_table(path, columns=["segment_id"]) for path in rows.glob("*.parquet")]
+    written = pa.concat_tables(names)["segment_id"].to_pylist()
+    if len(written) != len(done) + LEFT or len(set(written)) != len(written) or len(left) != 1:
+        raise SystemExit(f"{len(written)} rows, {len(done)} were done and {LEFT} left to do")
     return {
         "segments": num_segments,
         "checkpoint_files_of_the_open_shard": (len(done) + 15) // 16,

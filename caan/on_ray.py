@@ -398,7 +398,9 @@ class Progress:
         rate = video_seconds / passed if passed else 0.0
         # Files that hold less than their headers say leave a rest when nothing is left to do.
         remaining = max(0.0, self.video_seconds - video_seconds) if left > 0 else 0.0
-        eta = f"{remaining / rate:.0f} s" if rate or not remaining else "?"
+        eta = f"{remaining / rate:.0f} s" if rate else "?"
+        if not remaining:
+            eta = "0 s"
         return (
             f"{done}/{self.num_segments} segments done, {int(decode.get('failed', 0))} failed, "
             f"{left} left; {embed.get('frames', 0) / passed if passed else 0:.1f} frames/s, "

@@ -3,7 +3,7 @@
 import pytest
 
 from caan.errors import StorageError
-from caan.on_ray import actor_claim, cause_of_ours
+from caan.on_ray import Progress, actor_claim, cause_of_ours
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,18 @@ def test_a_storage_error_that_ray_wrapped_is_found_by_its_text() -> None:
     assert isinstance(found, StorageError)
     assert str(found) == "access denied: `s3://a/b`"
     assert cause_of_ours(RuntimeError("a StorageError: of somebody else")) is None
+
+
+@pytest.mark.parametrize(
+    ("segments", "video_seconds", "line"),
+    [(2, 0.0, "2/2 segments done, 2 failed, 0 left"), (1, 0.0, "about ? left"),
+     (2, 50.0, "about 0 s left")],
+)  # fmt: skip
+def test_progress_has_a_line_where_every_file_is_bad(
+    monkeypatch: pytest.MonkeyPatch, segments: int, video_seconds: float, line: str
+) -> None:
+    embed = {"segments": segments, "video_seconds": video_seconds}
+    totals = {"embed": embed, "decode": {"failed": 2}}
+    progress = Progress(monitor=None, num_segments=2, video_seconds=60.0)
+    monkeypatch.setattr(progress, "totals", lambda: (totals, {}))
+    assert line in progress.line()
