@@ -25,10 +25,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from benchmarks.measuring import write_record
+from caan import runs
 from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
@@ -108,9 +110,11 @@ def project(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
         )  # fmt: skip
         whole = time.perf_counter() - start
         record = json.loads((Path(folder) / "features" / "run.json").read_text())
-        table = pq.read_table(Path(folder) / "features" / "features", columns=["frames", "faces"])
-        frames = sum(len(row) for row in table["frames"].to_pylist())
-        faces = sum(len(row) for row in table["faces"].to_pylist())
+        frames = faces = 0
+        columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
+        for table in runs.latest_segments(f"{folder}/features", "features", columns):
+            frames += len(pc.list_flatten(table["frames"]))
+            faces += len(pc.list_flatten(table["faces"]))
     return {
         "frames": frames,
         "faces": faces,
@@ -161,6 +165,9 @@ class Embedder:
 
 def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     import ray
+
+    # Of the module by its name: Ray's workers cannot look into this process's `__main__`.
+    from benchmarks.extraction import Cutter, Embedder
 
     ray.init(
         num_cpus=max(6, options.cores), include_dashboard=False, log_to_driver=False,
