@@ -56,14 +56,14 @@ def summary(rows: list[dict[str, Any]], num_systems: int) -> dict[str, Any]:
     }
 
 
-def through_reproduce(videos: PackedVideos, systems: list[str], num_seeds: int) -> None:
+def through_reproduce(videos: PackedVideos, systems: list[str]) -> None:
     """All trials by jobs.reproduce; its processes' own memory is sampled meanwhile."""
     with tempfile.TemporaryDirectory(prefix="caan-benchmark-") as name:
         features, output = Path(name) / "features", Path(name) / "report"
         write_features(features, videos)
         words = [sys.executable, "-m", "jobs.reproduce", "--features", str(features)]
         words += ["--output", str(output), "--systems", *systems]
-        words += ["--seeds", *map(str, range(num_seeds))]
+        words += ["--seeds", *map(str, range(SEEDS))]
         started, own_mb = time.perf_counter(), 0.0
         job = subprocess.Popen(words)
         while job.poll() is None:
@@ -119,7 +119,7 @@ def main() -> None:
     splits = np.where(np.arange(options.videos) % 10 < 7, "train", "test")
     videos = replace(videos, splits_V=splits)
     if options.reproduce:
-        through_reproduce(videos, options.systems, options.seeds)
+        through_reproduce(videos, options.systems)
         return
     videos = with_maps(videos, {FROM_POOL5[s] for s in options.systems if s in FROM_POOL5})
     started = time.perf_counter()
