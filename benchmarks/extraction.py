@@ -3,8 +3,9 @@
 python -m benchmarks.extraction --clips FOLDER [--copies 20] [--other-copies 20] [--networks vgg]
 
 (a) limit: core-seconds of decoding, detecting and embedding, each measured alone in one process with one
-thread, summed and spread over the cores. (b) this project's jobs.extract; its Ray start is reported
-apart. (c) Ray's documented pattern: `read_videos` -> `flat_map` -> `map_batches`. (d) the plain script:
+thread, summed and spread over the cores. (b) this project's jobs.extract. (c) Ray's documented
+pattern: `read_videos` -> `flat_map` -> `map_batches`. Of both the steady state counts, from the first
+pictures in a network to the end; the start of Ray, workers and networks is reported apart. (d) the plain script:
 decord, detector, torch, one process, torch's threads on all cores. Same clips, frames per second, detector,
 networks (VGGs have seeded random weights) and precision. Frames and faces of (b) and (d) must be equal; (c) samples by stride
 and may differ by a few, so its rate counts its own frames. A GPU is not used.
@@ -118,10 +119,16 @@ def project(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     return {
         "frames": frames,
         "faces": faces,
-        "seconds": record["seconds"],
-        "start_and_end_seconds": whole - record["seconds"],
-        "frames_per_second": frames / record["seconds"],
+        "seconds": whole,
+        **steady(frames, record["seconds"] - record["seconds_until_networks"]),
+        "pools": record["pools"],
+        "batch_fill": record["batch_fill"],
     }
+
+
+def steady(frames: int, seconds: float) -> dict[str, float]:
+    """What (b) and (c) did from the first pictures in a network to the end."""
+    return {"steady_seconds": seconds, "frames_per_second": frames / seconds}
 
 
 def run_job(name: str, *arguments: object) -> None:
@@ -149,11 +156,14 @@ class Cutter:
 class Embedder:
     """Batches of crops -> vectors, in the documented pattern's `map_batches`."""
 
-    def __init__(self, name: str, precision: str, threads: int) -> None:
+    def __init__(self, name: str, precision: str, threads: int, began: str) -> None:
+        self.began = Path(began)
         torch.set_num_threads(threads)
         self.networks = networks(name, precision)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not self.began.exists():
+            self.began.write_text(str(time.time()))
         kept = batch["has_face"]
         for kind, network in zip(("face", "context"), self.networks, strict=True):
             vectors = np.zeros((len(kept), network.dim), np.float16)
@@ -174,26 +184,32 @@ def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, floa
         runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start = time.time()
+        began = Path(folder) / "began"
         (
             ray.data.read_videos(paths, fps=int(max(1, options.fps)))
             .flat_map(Cutter())
             .map_batches(
                 Embedder,
-                fn_constructor_args=(options.networks, options.precision, options.cores),
+                fn_constructor_args=(
+                    options.networks,
+                    options.precision,
+                    options.cores,
+                    str(began),
+                ),
                 batch_size=BATCH,
                 concurrency=1,
             )
-            .write_parquet(folder)
+            .write_parquet(f"{folder}/rows")
         )
-        seconds = time.perf_counter() - start
-        table = pq.read_table(folder, columns=["has_face"])
+        end, first = time.time(), float(began.read_text())
+        table = pq.read_table(f"{folder}/rows", columns=["has_face"])
     ray.shutdown()
     return {
         "frames": table.num_rows,
         "faces": sum(table["has_face"].to_pylist()),
-        "seconds": seconds,
-        "frames_per_second": table.num_rows / seconds,
+        "seconds": end - start,
+        **steady(table.num_rows, end - first),
     }
 
 

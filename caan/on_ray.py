@@ -300,10 +300,12 @@ class Monitor:
         self.job = job
         self.totals: dict[str, dict[str, float]] = {}
         self.nodes: dict[str, set[str]] = {}
+        self.began: dict[str, float] = {}
         self.counters: dict[str, metrics.Counter] = {}
 
     def add(self, stage: str, node_id: str, counts: dict[str, float]) -> None:
         """Add one call's counts to the stage's totals."""
+        self.began.setdefault(stage, time.time() - counts.get("seconds", 0.0))
         totals = self.totals.setdefault(stage, {})
         for name, value in counts.items():
             totals[name] = totals.get(name, 0.0) + value
@@ -324,6 +326,10 @@ class Monitor:
     def end(self) -> None:
         """Leave as a process does, which hands the last counts on."""
         ray.actor.exit_actor()
+
+    def when_began(self) -> dict[str, float]:
+        """When the first reported call of each stage began, in seconds since 1970."""
+        return self.began
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
         """Totals and node ids, each by stage."""

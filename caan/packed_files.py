@@ -27,6 +27,7 @@ from torch import Tensor
 
 from caan import packing, storage
 from caan.errors import InputError
+from caan.manifest_arrays import manifest_arrays
 from caan.packing import Frames, PackedVideos
 
 PACKED_SCHEMA = pa.schema(
@@ -215,7 +216,7 @@ class Buckets:
             boxes_N4=np.empty((0, 4), np.float32),
             starts_V=np.cumsum(counts_V) - counts_V,
             counts_V=counts_V,
-            **packing.manifest_arrays(manifest, label_set),
+            **manifest_arrays(manifest, label_set),
         )
 
     def _path(self, bucket: int) -> Path:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan.errors import InputError
+from caan.manifest_arrays import manifest_arrays, marked_boxes, soft_labels
 
 NO_FACE_POLICIES = ("drop", "context_only")
 
@@ -190,7 +191,7 @@ def pack_features(
         starts_V=np.concatenate([[0], np.cumsum(counts_V)[:-1]]).astype(np.int64),
         counts_V=counts_V,
         **manifest_arrays(manifest, label_set),
-        soft_VK=_soft_labels(manifest, label_set),
+        soft_VK=soft_labels(manifest, label_set),
     )
 
 
@@ -207,7 +208,7 @@ def usable_frames(
             f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
         )
     video_ids = manifest["video_id"].combine_chunks()
-    marked_V4 = _marked_boxes(manifest)
+    marked_V4 = marked_boxes(manifest)
     dims: tuple[int, int] | None = None
     for table in features:
         table_dims = _dimensions(table.schema)
@@ -220,16 +221,6 @@ def usable_frames(
         for batch in table.to_batches():
             if batch.num_rows:
                 yield _frames_of_batch(batch, video_ids, marked_V4, no_face)
-
-
-def manifest_arrays(manifest: pa.Table, label_set: Sequence[str]) -> dict[str, Any]:
-    """What PackedVideos knows of its videos from the manifest alone."""
-    return {
-        "labels_V": _label_numbers(manifest, label_set),
-        "video_ids_V": np.array(manifest["video_id"].to_pylist(), dtype=np.str_),
-        "splits_V": np.array([s or "" for s in _texts(manifest, "split")], dtype=np.str_),
-        "label_set": tuple(label_set),
-    }
 
 
 def add_maps(
@@ -416,50 +407,6 @@ def _overlap(boxes_P4: np.ndarray, marked_P4: np.ndarray) -> np.ndarray:
         - shared_P
     )
     return np.nan_to_num(shared_P / np.maximum(union_P, 1e-9), nan=0.0)
-
-
-def _marked_boxes(manifest: pa.Table) -> np.ndarray:
-    """The manifest's `face_box` of each video, float32 [V, 4]; NaN where nothing is marked."""
-    marked_V4 = np.full((manifest.num_rows, 4), np.nan, dtype=np.float32)
-    if "face_box" in manifest.column_names:
-        for row, box in enumerate(manifest["face_box"].to_pylist()):
-            if box is not None:
-                marked_V4[row] = box
-    return marked_V4
-
-
-def _texts(table: pa.Table, column: str) -> list[str | None]:
-    if column not in table.column_names:
-        return [None] * table.num_rows
-    return table[column].to_pylist()
-
-
-def _label_numbers(manifest: pa.Table, label_set: Sequence[str]) -> np.ndarray:
-    numbers = {label: number for number, label in enumerate(label_set)}
-    labels = _texts(manifest, "label")
-    if unknown := sorted({label for label in labels if label is not None} - set(numbers)):
-        raise InputError(
-            f"label `{unknown[0]}` is not in the label set {', '.join(label_set)}; "
-            "choose another label set, or correct the manifest"
-        )
-    return np.array([-1 if label is None else numbers[label] for label in labels], dtype=np.int64)
-
-
-def _soft_labels(manifest: pa.Table, label_set: Sequence[str]) -> np.ndarray | None:
-    """Shares of the votes, float32 [V, K]; votes for emotions outside the set do not count."""
-    if "votes" not in manifest.column_names or manifest["votes"].null_count == manifest.num_rows:
-        return None
-    numbers = {label: number for number, label in enumerate(label_set)}
-    counts_VK = np.zeros((manifest.num_rows, len(label_set)), np.float32)
-    for row, (votes, label) in enumerate(
-        zip(manifest["votes"].to_pylist(), _texts(manifest, "label"), strict=True)
-    ):
-        for emotion, count in votes or ():
-            if emotion in numbers:
-                counts_VK[row, numbers[emotion]] += count
-        if not counts_VK[row].any() and label in numbers:
-            counts_VK[row, numbers[label]] = 1
-    return counts_VK / np.maximum(counts_VK.sum(axis=1, keepdims=True), 1)
 
 
 def _dimensions(schema: pa.Schema) -> tuple[int, int]:

@@ -48,7 +48,7 @@ class Resources:
     """Pictures per pass of a network; 0: 128 on a GPU, 16 on a CPU."""
     embed_segments: int = 0
     """Segments whose pictures are put together to fill those batches; 0: as many as have, by the
-    plan, eight passes of pictures, at most 128."""
+    plan, eight passes of pictures on a GPU and two on a CPU, at most 128."""
     min_cpus: int = 0
     """CPU slots to ask the cluster's autoscaler for and to wait for, before pools are sized."""
     min_gpus: int = 0
@@ -86,12 +86,13 @@ class Pipeline:
         monitor = on_ray.start_monitor(job)
         to_do = [commits.to_do(shard) for shard in left]
         num_segments = sum(segments for segments, _ in to_do)
-        start_seconds = time.perf_counter()
+        start_time, start_seconds = time.time(), time.perf_counter()
         with on_ray.Progress(monitor, num_segments, sum(s for _, s in to_do)) as progress:
             for shard in left:
                 self._run_shard(shard, monitor)
             time.sleep(0.2 if left else 0)  # the last reports are on their way
             totals, nodes = progress.totals()
+            began = ray.get(monitor.when_began.remote())
             if left:
                 logger.info("%s", progress.line())
         monitor.end.remote()
@@ -101,6 +102,8 @@ class Pipeline:
             "node_labels": on_ray.node_labels({n for of_stage in nodes.values() for n in of_stage}),
             "pools": dataclasses.asdict(self._pools()) if left else {},
             "seconds": time.perf_counter() - start_seconds,
+            # workers start, networks load, the first pictures are cut
+            "seconds_until_networks": max(0.0, began.get("embed", start_time) - start_time),
         }
 
     def _pools(self) -> Pools:
@@ -174,7 +177,7 @@ class Pipeline:
         batch = self.resources.embed_batch or (128 if has_gpu else 16)
         arguments = (*self.arguments, device, batch, sizes.embedder_threads)
         together = self.resources.embed_segments or segments_together(
-            shard.plan, self.config.fps, batch
+            shard.plan, self.config.fps, batch * (8 if has_gpu else 2)
         )
         rows = rows.map_batches(
             on_ray.Staged,
@@ -191,16 +194,17 @@ class Pipeline:
         context.checkpoint_config = None
 
 
-def segments_together(plan: str, fps: float, batch: int) -> int:
-    """Segments whose pictures go to the networks together.
+def segments_together(plan: str, fps: float, num_frames: int) -> int:
+    """Segments that have, by the plan's mean, so many frames: their pictures are embedded together.
 
-    Only the last pass over them is not full; with eight passes of frames, of which faces may be
-    fewer, that costs about a tenth. Segments of full length have that many alone.
+    Only the last pass over them is not full. On a GPU it costs as much as a full one, a tenth of
+    eight; on a CPU it costs what its pictures cost, and short rounds leave no worker without work
+    at the end. Segments of full length have that many alone.
     """
     times = storage.read_table(plan, ["start_seconds", "end_seconds"])
     seconds = pc.sum(pc.subtract(times["end_seconds"], times["start_seconds"])).as_py() or 0.0
     mean = max(1.0, fps * seconds / max(1, times.num_rows))
-    return min(128, max(4, math.ceil(8 * batch / mean)))
+    return min(128, max(4, math.ceil(num_frames / mean)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +296,7 @@ class Run:
         if before["is_complete"] and all(shard.is_finished() for shard in shards):
             # A repeated command finds nothing to do: the figures stay those of the real run.
             names = ("stages", "stage_nodes", "node_labels", "pools", "seconds")
-            counts = {name: before.get(name, {}) for name in names}
+            counts = {name: before.get(name, {}) for name in (*names, "seconds_until_networks")}
         else:
             storage.write_json(run_file, before | {"is_complete": False})
             counts = pipeline.run(self.job_name, shards)

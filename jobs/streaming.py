@@ -16,8 +16,8 @@ import ray.train
 from caan import config, on_ray, packed_files, runs, storage
 from caan.division import Division, divided
 from caan.errors import InputError
+from caan.manifest_arrays import manifest_arrays
 from caan.packed_files import Buckets, PackedFiles
-from caan.packing import manifest_arrays
 from caan.streaming import FrameSampler, StreamLoader
 from caan.training import TrainConfig
 

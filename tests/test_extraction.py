@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from caan import storage
+from caan.attempts import AttemptLog
 from caan.backbones import load_backbone
 from caan.cutting import PICTURE_SIZE, cut_segment
 from caan.errors import Crashed
 from caan.extraction import (
-    AttemptLog,
     ExtractionConfig,
     FaceCutter,
     SandboxConfig,

@@ -19,10 +19,11 @@ import torch
 from test_training import QUICK, packed_videos, small_head
 
 from caan import checkpoint, label_run, on_ray, storage
+from caan.attempts import AttemptLog
 from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
-from caan.extraction import AttemptLog, ExtractionConfig
+from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, load_detector
 from caan.forgetting import forget
 from caan.indexing import IndexProber
