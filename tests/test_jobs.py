@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,7 +96,11 @@ def running_ray(bucket: str) -> Iterator[None]:
 
 @pytest.mark.ray
 def test_the_whole_chain_runs_on_s3_and_resumes(
-    corpus: Path, bucket: str, running_ray: None, tmp_path: Path
+    corpus: Path,
+    bucket: str,
+    running_ray: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     storage.copy_folder(corpus, f"{bucket}/videos")
     manifest = f"{bucket}/manifest.parquet"
@@ -118,6 +124,7 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     record = storage.read_json(f"{bucket}/features/run.json")
     assert record["statuses"] == {"ok": 8, "unreadable": 1}
     assert record["is_complete"]
+    assert 0 < record["seconds_until_networks"] < record["seconds"]
     names = [file.uri for file in storage.list_files(f"{bucket}/features/features")]
     segments = storage.read_table(f"{bucket}/features/features")
     channels, height, width = record["identity"]["face_pool5_shape"]
@@ -141,7 +148,9 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     training = train.Job(
         features=features, output=model, init="starter", train=settings, tensorboard=str(events)
     )
-    assert train.main(training) == 0
+    with caplog.at_level(logging.INFO):
+        assert train.main(training) == 0
+    assert re.search(r"epoch \d+ of 12: loss", caplog.text), "the worker's lines reach the job"
     assert b"validation_uar" in next(events.glob("events.out.tfevents.*")).read_bytes()
     etag = storage.stat(f"{model}/model.safetensors").etag
     assert train.main(training) == 0  # again: nothing to do
