@@ -43,7 +43,7 @@ class Resources:
     decoders: int = 0
     """Decoding actors; 0: from the cluster's cores."""
     embedders: int = 0
-    """Actors that hold the networks; 0: one per GPU, else one per 16 cores, and two on two cores."""
+    """Actors that hold the networks; 0: one per GPU, else one per 16 cores, two on two cores."""
     embed_batch: int = 0
     """Pictures per pass of a network; 0: 128 on a GPU, 16 on a CPU."""
     embed_segments: int = 0
