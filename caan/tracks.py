@@ -6,6 +6,7 @@ segments, on chance, or on threads. Made for 1 to 5 sampled frames per second, w
 moving face hardly overlap: position counts relative to the face's size, and appearance with it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -33,6 +34,10 @@ UNLIKE_LIMIT = 1.5
 """A face that is this many times `person_distance` from a track's appearance is another's, unless
 it lies where the track was. For dlib that is 0.6, its author's limit for two single pictures of one
 person; means over a track differ less."""
+
+
+MIN_SPLIT_FACES = 3
+"""Pictures of a face that show, before and after, that a track went over to somebody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +131,8 @@ def follow_faces(
     """Tracks and people of one video; `frames` (none: no cuts known) tell where the cuts are."""
     config = config or TrackConfig()
     cuts = find_cuts(frames, config.cut_distance) if frames is not None else np.zeros(0, np.int64)
-    track_ids = _link(faces, cuts, config)
+    track_ids = _split(faces, _link(faces, cuts, config), config)
+    track_ids = _mend(faces, track_ids, cuts, config)
     track_ids = _drop_short(faces, track_ids, cuts, frames, config.min_track_faces)
     person_ids = _join(faces, track_ids, config)
     return Tracking(track_ids, person_ids, cuts)
@@ -229,6 +235,56 @@ def _link(faces: Detections, cuts: np.ndarray, config: TrackConfig) -> np.ndarra
     return track_ids
 
 
+def _split(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
+    """Track ids numbered anew, with tracks cut in two where they went over to another person.
+
+    That happens where one face hides another, or at a cut between pictures of like colours, when
+    both faces lie in one place. A single face unlike the others proves nothing, several do.
+
+    Source: our choice; the change of mean that explains most of the variance (binary segmentation,
+    Scott and Knott 1974), as long as the means look like two people.
+    """
+    if faces.appearance is None or config.person_distance is None:
+        return track_ids
+    known = ~np.isnan(faces.appearance[:, 0])
+    parts: list[np.ndarray] = []
+    order = np.argsort(track_ids, kind="stable")
+    bounds = np.searchsorted(track_ids[order], np.arange(track_ids.max(initial=-1) + 2))
+    left = [order[a:b] for a, b in itertools.pairwise(bounds)]
+    while left:
+        rows = left.pop()
+        seen = np.flatnonzero(known[rows])
+        place = _change(_comparable(faces.appearance[rows[seen]], config.metric), config)
+        if not place:
+            parts.append(rows)
+            continue
+        # Of the faces between the two pictures, it changed where two neighbours overlap least.
+        between = np.arange(seen[place - 1], seen[place])
+        boxes = faces.boxes[rows].astype(np.float64)
+        overlaps = [float(iou(boxes[i : i + 1], boxes[i + 1 : i + 2])[0, 0]) for i in between]
+        change = between[int(np.argmin(overlaps))] + 1
+        left += [rows[:change], rows[change:]]
+    numbers = np.full(len(track_ids), DROPPED, np.int64)
+    for number, rows in enumerate(sorted(parts, key=lambda rows: int(rows[0]))):
+        numbers[rows] = number
+    return numbers
+
+
+def _change(vectors: np.ndarray, config: TrackConfig) -> int:
+    """From which of these vectors [N, D], in time order, a track shows somebody else; 0: none."""
+    assert config.person_distance is not None
+    if len(vectors) < 2 * MIN_SPLIT_FACES:
+        return 0
+    counts = np.arange(1, len(vectors))[:, None]
+    sums = np.cumsum(vectors, axis=0, dtype=np.float64)
+    before, after = sums[:-1] / counts, (sums[-1] - sums[:-1]) / (len(vectors) - counts)
+    spread = (counts * (len(vectors) - counts))[:, 0] * ((before - after) ** 2).sum(1)
+    spread[: MIN_SPLIT_FACES - 1] = spread[len(vectors) - MIN_SPLIT_FACES :] = 0
+    place = int(spread.argmax())
+    apart = _distances(before[place : place + 1], after[place : place + 1], config.metric)[0, 0]
+    return place + 1 if apart >= config.person_distance else 0
+
+
 def _unlike_distance(faces: Detections, config: TrackConfig) -> float | None:
     """The distance at which two faces look like two people; none: appearance says nothing.
 
@@ -317,24 +373,73 @@ def _drop_short(
     return renumbered[track_ids]
 
 
-def _join(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
-    """Person of each face."""
-    kept = track_ids >= 0
+def _mend(
+    faces: Detections, track_ids: np.ndarray, cuts: np.ndarray, config: TrackConfig
+) -> np.ndarray:
+    """Track ids numbered anew, with tracks joined that go on as one another within a short gap.
+
+    Faces that swapped tracks come apart in `_split`; here each gets its own rest back. The most
+    alike are joined first; source: our choice.
+    """
+    if faces.appearance is None or config.person_distance is None or not len(track_ids):
+        return track_ids
+    means, counts = _means(faces, track_ids, config)
+    first, last = _ends(track_ids, np.arange(len(track_ids)))
+    gap = faces.pts_seconds[first][None] - faces.pts_seconds[last][:, None]
+    shots = np.searchsorted(cuts, faces.frame_index[first], side="right")
+    boxes = faces.boxes.astype(np.float64)
+    size = np.sqrt(_sizes(boxes[last])[:, None] * _sizes(boxes[first])[None])
+    reach = 0.5 + config.max_speed * gap
+    possible = (gap > 0) & (gap <= config.max_gap_seconds) & (shots[:, None] == shots[None])
+    possible &= (counts > 0)[:, None] & (counts > 0)[None]
+    possible &= _apart(boxes[last], boxes[first]) / size <= reach
+    distances = np.where(possible, _distances(means, means, config.metric), np.inf)
+    pairs = np.argwhere(distances < config.person_distance)
+    has_next, has_previous = np.zeros(len(means), bool), np.zeros(len(means), bool)
+    joined = np.arange(len(means))
+    for before, after in pairs[np.argsort(distances[*pairs.T], kind="stable")]:
+        if not has_next[before] and not has_previous[after]:
+            has_next[before] = has_previous[after] = True
+            joined[joined == joined[after]] = joined[before]
+    return np.unique(joined[track_ids], return_inverse=True)[1].astype(np.int64)
+
+
+def _means(
+    faces: Detections, track_ids: np.ndarray, config: TrackConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean vector of each track [T, D], and how many faces it rests on [T]."""
+    assert faces.appearance is not None
     num_tracks = int(track_ids.max(initial=-1)) + 1
-    if num_tracks == 0 or faces.appearance is None or config.person_distance is None:
-        return track_ids.copy()
     means = np.zeros((num_tracks, faces.appearance.shape[1]), np.float32)
-    known = np.flatnonzero(kept & ~np.isnan(faces.appearance[:, 0]))
+    known = np.flatnonzero((track_ids >= 0) & ~np.isnan(faces.appearance[:, 0]))
     # In pieces: an hour of vectors is copied nowhere as a whole.
     for piece in np.array_split(known, 1 + len(known) // 1024):
         np.add.at(means, track_ids[piece], _comparable(faces.appearance[piece], config.metric))
     counts = np.bincount(track_ids[known], minlength=num_tracks)
-    means /= np.maximum(counts, 1)[:, None]
-    first = np.full(num_tracks, np.iinfo(np.int64).max)
-    last = np.full(num_tracks, -1)
-    np.minimum.at(first, track_ids[kept], faces.frame_index[kept])
-    np.maximum.at(last, track_ids[kept], faces.frame_index[kept])
-    together = (first[:, None] <= last[None]) & (first[None] <= last[:, None])
+    return means / np.maximum(counts, 1)[:, None], counts
+
+
+def _ends(track_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest of the values of each track's faces: int64 [T], [T]."""
+    kept = track_ids >= 0
+    num_tracks = int(track_ids.max(initial=-1)) + 1
+    first, last = np.full(num_tracks, np.iinfo(np.int64).max), np.full(num_tracks, -1)
+    np.minimum.at(first, track_ids[kept], values[kept])
+    np.maximum.at(last, track_ids[kept], values[kept])
+    return first, last
+
+
+def _join(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
+    """Person of each face."""
+    kept = track_ids >= 0
+    if not kept.any() or faces.appearance is None or config.person_distance is None:
+        return track_ids.copy()
+    means, counts = _means(faces, track_ids, config)
+    first, last = _ends(track_ids, faces.frame_index)
+    # Pieces of swapped tracks may overlap a little, which makes nobody two people.
+    shared = np.minimum(last[:, None], last[None]) - np.maximum(first[:, None], first[None]) + 1
+    lengths = last - first + 1
+    together = shared > 0.1 * np.minimum(lengths[:, None], lengths[None])
     distances = _distances(means, means, config.metric)
     distances[together] = np.inf
     distances[counts == 0] = distances[:, counts == 0] = np.inf
