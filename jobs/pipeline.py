@@ -204,7 +204,7 @@ def segments_together(plan: str, fps: float, num_frames: int) -> int:
     times = storage.read_table(plan, ["start_seconds", "end_seconds"])
     seconds = pc.sum(pc.subtract(times["end_seconds"], times["start_seconds"])).as_py() or 0.0
     mean = max(1.0, fps * seconds / max(1, times.num_rows))
-    return min(128, max(4, math.ceil(num_frames / mean)))
+    return min(128, math.ceil(num_frames / mean))
 
 
 @dataclass(frozen=True, kw_only=True)
