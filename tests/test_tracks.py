@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -171,3 +173,31 @@ def test_identity_vectors_bring_their_own_distance():
     assert with_identity(TrackConfig(), "dlib").metric == "euclidean"
     assert with_identity(IDENTITY, "dlib") == IDENTITY
     assert with_identity(TrackConfig(), "starter_face").person_distance is None
+
+
+def looked_at(faces, step):
+    """The same faces with vectors in every `step`th frame only, as identity vectors come."""
+    vectors = np.where((faces.frame_index % step == 0)[:, None], faces.appearance, np.nan)
+    return dataclasses.replace(faces, appearance=vectors)
+
+
+def test_faces_that_swap_tracks_between_two_looks_get_their_own_rest_back():
+    seen = []
+    for k in range(100):
+        left, right = ("a", "b") if k < 52 else ("b", "a")  # no cut: the pictures are alike
+        seen += [(k, left, 100, 100), (k, right, 190, 100)]
+    faces, names = detections(seen, fps=5.0, with_appearance=True)
+    tracking = follow_faces(looked_at(faces, 5), frames(100), IDENTITY)
+    of_people = groups(tracking.person_ids, names)
+    assert len(of_people) == 2
+    for person, name in zip(range(2), "ab", strict=True):
+        own = names[tracking.person_ids == person]
+        assert (own == name).mean() > 0.95, "but for frames between two looks"
+
+
+def test_a_face_that_looks_like_another_once_stays_in_its_track():
+    faces, _ = detections([(k, "a", 100, 100) for k in range(60)], 5.0, with_appearance=True)
+    vectors = faces.appearance.copy()
+    vectors[30] = NAMES["b"]
+    faces = looked_at(dataclasses.replace(faces, appearance=vectors), 5)
+    assert follow_faces(faces, frames(60), IDENTITY).track_ids.max() == 0
