@@ -180,8 +180,8 @@ def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, floa
     from benchmarks.extraction import Cutter, Embedder
 
     ray.init(
-        address="local", num_cpus=max(6, options.cores), include_dashboard=False, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
+        address="local", num_cpus=max(6, options.cores), include_dashboard=False,
+        log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.getcwd()}},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         start = time.time()
