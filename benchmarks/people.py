@@ -30,13 +30,13 @@ from scipy.optimize import linear_sum_assignment
 
 from caan import storage
 from caan.cutting import SegmentCut, warm_up
+from caan.detections import TrackConfig, with_identity
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, iou, load_detector
 from caan.identity import IdentityConfig
 from caan.people import VideoPeople, find_people
 from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.tracks import TrackConfig, with_identity
 from caan.video import sample_frames
 
 WIDTH, HEIGHT, FPS = 640, 360, 5

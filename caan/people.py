@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from caan.detections import DROPPED, Detections, Frames, TrackConfig
 from caan.extraction import flat_list
 from caan.faces import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
 from caan.runs import video_status
-from caan.tracks import DROPPED, Detections, Frames, TrackConfig, follow_faces, select_people
+from caan.tracks import follow_faces, select_people
 
 
 @dataclass(frozen=True, kw_only=True)

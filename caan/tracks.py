@@ -6,111 +6,30 @@ segments, on chance, or on threads. Made for 1 to 5 sampled frames per second, w
 moving face hardly overlap: position counts relative to the face's size, and appearance with it.
 """
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from caan.detections import (
+    DROPPED,
+    Detections,
+    Frames,
+    TrackConfig,
+    centres,
+    centres_apart,
+    comparable,
+    distances_between,
+    sizes,
+)
 from caan.faces import Box, Policy, iou
-
-Metric = Literal["cosine", "euclidean"]
-
-DROPPED = -1
-"""Track and person of a face that belongs to none (a short false track)."""
-
-IDENTITY_DISTANCES: dict[str, tuple[Metric, float]] = {
-    "dlib": ("euclidean", 0.4),
-    "vggface": ("cosine", 0.5),
-}
-"""Metric and `person_distance` of means over a track, per vector that tells people apart. dlib: on
-14 people of real clips the means of a clip's two halves were at most 0.28 apart, those of two
-people at least 0.44. vggface (fc6 after the ReLU): our choice, not yet measured."""
-
+from caan.joining import join_people, mend_tracks, split_tracks
 
 UNLIKE_LIMIT = 1.5
 """A face that is this many times `person_distance` from a track's appearance is another's, unless
 it lies where the track was. For dlib that is 0.6, its author's limit for two single pictures of one
 person; means over a track differ less."""
-
-
-MIN_SPLIT_FACES = 3
-"""Pictures of a face that show, before and after, that a track went over to somebody else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackConfig:
-    """How faces are followed and joined to people."""
-
-    max_gap_seconds: float = 2.0
-    """A track survives this long without a detection."""
-    max_speed: float = 3.0
-    """Fastest motion of a face between two sampled frames, in face sizes per second (plus half a
-    size of jitter)."""
-    max_growth: float = 2.0
-    """Largest factor between a face's sizes in two sampled frames."""
-    cut_distance: float = 0.4
-    """Total variation, 0..1, of two neighbouring frames' colour histograms from which there is a
-    cut between them; above 1: never. On 25 real clips at 1 to 5 frames per second neighbours
-    within a shot were at most 0.20 apart, those across the two true cuts at least 0.79."""
-    min_track_faces: int = 2
-    """Shorter tracks are dropped as false; 1: none. A track that fills its whole shot stays, and
-    so does everything if no track is long enough."""
-    metric: Metric = "cosine"
-    """How appearance vectors compare: `cosine` (0..2) or `euclidean`."""
-    person_distance: float | None = None
-    """Tracks nearer than this on average are one person; none: appearance tells nobody apart (a
-    vector of expression, a random network), so every track is a person of its own; it then only
-    helps to follow a face from frame to frame."""
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("cosine", "euclidean"):
-            raise ValueError(f"metric `{self.metric}` is unknown: give cosine or euclidean")
-        if self.max_gap_seconds < 0 or self.max_speed <= 0 or self.max_growth < 1:
-            raise ValueError(
-                f"max_gap_seconds {self.max_gap_seconds} must be at least 0, max_speed "
-                f"{self.max_speed} above 0, max_growth {self.max_growth} at least 1"
-            )
-
-
-def with_identity(config: TrackConfig, vector: str) -> TrackConfig:
-    """`config` with the metric and distance of `IDENTITY_DISTANCES`, unless it has its own."""
-    if config.person_distance is not None or vector not in IDENTITY_DISTANCES:
-        return config
-    metric, distance = IDENTITY_DISTANCES[vector]
-    return replace(config, metric=metric, person_distance=distance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections:
-    """All faces of one video in time order."""
-
-    frame_index: np.ndarray
-    """Grid index of each face's frame: int64 [N], never falling."""
-    pts_seconds: np.ndarray
-    """Its time: float64 [N]."""
-    boxes: np.ndarray
-    """x0, y0, x1, y1 in pixels: float [N, 4]."""
-    scores: np.ndarray
-    """The detector's confidence, 0..1: float [N]."""
-    appearance: np.ndarray | None = None
-    """Appearance vectors: float [N, D]; NaN where a face has none."""
-
-    def __post_init__(self) -> None:
-        if np.any(np.diff(self.frame_index) < 0):
-            raise ValueError("detections must come in the order of their frames")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """All sampled frames of one video in time order, those without a face too."""
-
-    frame_index: np.ndarray
-    """Grid index: int64 [F], rising."""
-    histograms: np.ndarray | None = None
-    """Colour histograms, each of any sum: float [F, B]."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +50,10 @@ def follow_faces(
     """Tracks and people of one video; `frames` (none: no cuts known) tell where the cuts are."""
     config = config or TrackConfig()
     cuts = find_cuts(frames, config.cut_distance) if frames is not None else np.zeros(0, np.int64)
-    track_ids = _split(faces, _link(faces, cuts, config), config)
-    track_ids = _mend(faces, track_ids, cuts, config)
+    track_ids = split_tracks(faces, _link(faces, cuts, config), config)
+    track_ids = mend_tracks(faces, track_ids, cuts, config)
     track_ids = _drop_short(faces, track_ids, cuts, frames, config.min_track_faces)
-    person_ids = _join(faces, track_ids, config)
+    person_ids = join_people(faces, track_ids, config)
     return Tracking(track_ids, person_ids, cuts)
 
 
@@ -149,22 +68,6 @@ def find_cuts(frames: Frames, cut_distance: float) -> np.ndarray:
     shares /= np.maximum(shares.sum(1, keepdims=True), 1e-12)
     distance = np.abs(np.diff(shares, axis=0)).sum(1) / 2
     return frames.frame_index[1:][distance >= cut_distance].astype(np.int64)
-
-
-def _comparable(vectors: np.ndarray, metric: Metric) -> np.ndarray:
-    vectors = vectors.astype(np.float32)
-    if metric == "cosine":
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
-
-
-def _distances(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
-    """Distances of vectors [N, D] and [M, D] made by `_comparable` (or means of those): [N, M]."""
-    if metric == "cosine":
-        lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None]
-        return 1 - a @ b.T / np.maximum(lengths, 1e-12)
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0))
 
 
 @dataclass
@@ -184,21 +87,13 @@ class _Track:
 
     def add(self, box: np.ndarray, seconds: float, appearance: np.ndarray | None) -> None:
         passed = max(seconds - self.seconds, 1e-6)
-        velocity = (_centres(box[None])[0] - _centres(self.box[None])[0]) / passed
+        velocity = (centres(box[None])[0] - centres(self.box[None])[0]) / passed
         self.velocity = velocity if self.num_faces == 1 else 0.5 * (self.velocity + velocity)
         if appearance is not None and self.appearance is not None and not np.isnan(appearance[0]):
             # The mean of the last few faces: a mean of all would not follow a turning head.
             is_first = np.isnan(self.appearance[0])
             self.appearance = appearance if is_first else 0.7 * self.appearance + 0.3 * appearance
         self.box, self.seconds, self.num_faces = box, seconds, self.num_faces + 1
-
-
-def _centres(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
-
-
-def _sizes(boxes: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6))
 
 
 def _link(faces: Detections, cuts: np.ndarray, config: TrackConfig) -> np.ndarray:
@@ -218,7 +113,7 @@ def _link(faces: Detections, cuts: np.ndarray, config: TrackConfig) -> np.ndarra
             alive, shot = [], shots[start]
         alive = [track for track in alive if seconds - track.seconds <= config.max_gap_seconds]
         here = slice(start, end)
-        vectors = None if appearance is None else _comparable(appearance[here], config.metric)
+        vectors = None if appearance is None else comparable(appearance[here], config.metric)
         cost = _costs(alive, boxes[here], seconds, vectors, unlike_distance, config)
         rows, columns = linear_sum_assignment(np.minimum(cost, 1e3))
         taken = {c: alive[r] for r, c in zip(rows, columns, strict=True) if cost[r, c] <= 1}
@@ -235,56 +130,6 @@ def _link(faces: Detections, cuts: np.ndarray, config: TrackConfig) -> np.ndarra
     return track_ids
 
 
-def _split(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
-    """Track ids numbered anew, with tracks cut in two where they went over to another person.
-
-    That happens where one face hides another, or at a cut between pictures of like colours, when
-    both faces lie in one place. A single face unlike the others proves nothing, several do.
-
-    Source: our choice; the change of mean that explains most of the variance (binary segmentation,
-    Scott and Knott 1974), as long as the means look like two people.
-    """
-    if faces.appearance is None or config.person_distance is None:
-        return track_ids
-    known = ~np.isnan(faces.appearance[:, 0])
-    parts: list[np.ndarray] = []
-    order = np.argsort(track_ids, kind="stable")
-    bounds = np.searchsorted(track_ids[order], np.arange(track_ids.max(initial=-1) + 2))
-    left = [order[a:b] for a, b in itertools.pairwise(bounds)]
-    while left:
-        rows = left.pop()
-        seen = np.flatnonzero(known[rows])
-        place = _change(_comparable(faces.appearance[rows[seen]], config.metric), config)
-        if not place:
-            parts.append(rows)
-            continue
-        # Of the faces between the two pictures, it changed where two neighbours overlap least.
-        between = np.arange(seen[place - 1], seen[place])
-        boxes = faces.boxes[rows].astype(np.float64)
-        overlaps = [float(iou(boxes[i : i + 1], boxes[i + 1 : i + 2])[0, 0]) for i in between]
-        change = between[int(np.argmin(overlaps))] + 1
-        left += [rows[:change], rows[change:]]
-    numbers = np.full(len(track_ids), DROPPED, np.int64)
-    for number, rows in enumerate(sorted(parts, key=lambda rows: int(rows[0]))):
-        numbers[rows] = number
-    return numbers
-
-
-def _change(vectors: np.ndarray, config: TrackConfig) -> int:
-    """From which of these vectors [N, D], in time order, a track shows somebody else; 0: none."""
-    assert config.person_distance is not None
-    if len(vectors) < 2 * MIN_SPLIT_FACES:
-        return 0
-    counts = np.arange(1, len(vectors))[:, None]
-    sums = np.cumsum(vectors, axis=0, dtype=np.float64)
-    before, after = sums[:-1] / counts, (sums[-1] - sums[:-1]) / (len(vectors) - counts)
-    spread = (counts * (len(vectors) - counts))[:, 0] * ((before - after) ** 2).sum(1)
-    spread[: MIN_SPLIT_FACES - 1] = spread[len(vectors) - MIN_SPLIT_FACES :] = 0
-    place = int(spread.argmax())
-    apart = _distances(before[place : place + 1], after[place : place + 1], config.metric)[0, 0]
-    return place + 1 if apart >= config.person_distance else 0
-
-
 def _unlike_distance(faces: Detections, config: TrackConfig) -> float | None:
     """The distance at which two faces look like two people; none: appearance says nothing.
 
@@ -296,8 +141,8 @@ def _unlike_distance(faces: Detections, config: TrackConfig) -> float | None:
     starts, counts = np.unique(faces.frame_index, return_index=True, return_counts=True)[1:]
     found: list[float] = []
     for start, count in [(s, c) for s, c in zip(starts, counts, strict=True) if c > 1][:1000]:
-        vectors = _comparable(faces.appearance[start : start + count], config.metric)
-        distances = _distances(vectors, vectors, config.metric)
+        vectors = comparable(faces.appearance[start : start + count], config.metric)
+        distances = distances_between(vectors, vectors, config.metric)
         pairs = distances[np.triu_indices(count, 1)]
         found += pairs[~np.isnan(pairs)].tolist()
     median = float(np.median(found)) if found else 0.0
@@ -322,11 +167,11 @@ def _costs(
     last = np.array([track.box for track in tracks])
     predicted = np.array([track.predicted(seconds) for track in tracks])
     passed = np.array([seconds - track.seconds for track in tracks])[:, None]
-    size = np.sqrt(_sizes(last)[:, None] * _sizes(boxes)[None])
-    to_predicted = _apart(predicted, boxes) / size
-    to_last = _apart(last, boxes) / size
+    size = np.sqrt(sizes(last)[:, None] * sizes(boxes)[None])
+    to_predicted = centres_apart(predicted, boxes) / size
+    to_last = centres_apart(last, boxes) / size
     reach = 0.5 + config.max_speed * passed
-    growth = np.abs(np.log(_sizes(last)[:, None] / _sizes(boxes)[None]))
+    growth = np.abs(np.log(sizes(last)[:, None] / sizes(boxes)[None]))
     overlap = np.maximum(iou(predicted, boxes), iou(last, boxes))
     possible = (np.minimum(to_predicted, to_last) <= reach) & (growth <= np.log(config.max_growth))
     # Crossing faces swap places: the last place alone would swap their tracks.
@@ -336,17 +181,13 @@ def _costs(
     )
     if vectors is not None and unlike_distance is not None:
         means = np.array([track.appearance for track in tracks])
-        unlike = _distances(means, vectors, config.metric) / unlike_distance
+        unlike = distances_between(means, vectors, config.metric) / unlike_distance
         unlike = np.where(np.isnan(unlike), 1.0, unlike)  # not known: neither like nor unlike
         if config.person_distance is not None:
             # A face that turns or laughs looks unlike itself for a moment, but stays in place.
             possible &= (unlike <= UNLIKE_LIMIT) | (overlap >= 0.5)
         cost = 0.5 * cost + 0.5 * np.minimum(unlike / 2, 1)
     return np.where(possible, np.minimum(cost, 1), np.inf)
-
-
-def _apart(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(_centres(boxes_a)[:, None] - _centres(boxes_b)[None], axis=2)
 
 
 def _drop_short(
@@ -373,111 +214,6 @@ def _drop_short(
     return renumbered[track_ids]
 
 
-def _mend(
-    faces: Detections, track_ids: np.ndarray, cuts: np.ndarray, config: TrackConfig
-) -> np.ndarray:
-    """Track ids numbered anew, with tracks joined that go on as one another within a short gap.
-
-    Faces that swapped tracks come apart in `_split`; here each gets its own rest back. The most
-    alike are joined first; source: our choice.
-    """
-    if faces.appearance is None or config.person_distance is None or not len(track_ids):
-        return track_ids
-    means, counts = _means(faces, track_ids, config)
-    first, last = _ends(track_ids, np.arange(len(track_ids)))
-    gap = faces.pts_seconds[first][None] - faces.pts_seconds[last][:, None]
-    shots = np.searchsorted(cuts, faces.frame_index[first], side="right")
-    boxes = faces.boxes.astype(np.float64)
-    size = np.sqrt(_sizes(boxes[last])[:, None] * _sizes(boxes[first])[None])
-    reach = 0.5 + config.max_speed * gap
-    possible = (gap > 0) & (gap <= config.max_gap_seconds) & (shots[:, None] == shots[None])
-    possible &= (counts > 0)[:, None] & (counts > 0)[None]
-    possible &= _apart(boxes[last], boxes[first]) / size <= reach
-    distances = np.where(possible, _distances(means, means, config.metric), np.inf)
-    pairs = np.argwhere(distances < config.person_distance)
-    has_next, has_previous = np.zeros(len(means), bool), np.zeros(len(means), bool)
-    joined = np.arange(len(means))
-    for before, after in pairs[np.argsort(distances[*pairs.T], kind="stable")]:
-        if not has_next[before] and not has_previous[after]:
-            has_next[before] = has_previous[after] = True
-            joined[joined == joined[after]] = joined[before]
-    return np.unique(joined[track_ids], return_inverse=True)[1].astype(np.int64)
-
-
-def _means(
-    faces: Detections, track_ids: np.ndarray, config: TrackConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean vector of each track [T, D], and how many faces it rests on [T]."""
-    assert faces.appearance is not None
-    num_tracks = int(track_ids.max(initial=-1)) + 1
-    means = np.zeros((num_tracks, faces.appearance.shape[1]), np.float32)
-    known = np.flatnonzero((track_ids >= 0) & ~np.isnan(faces.appearance[:, 0]))
-    # In pieces: an hour of vectors is copied nowhere as a whole.
-    for piece in np.array_split(known, 1 + len(known) // 1024):
-        np.add.at(means, track_ids[piece], _comparable(faces.appearance[piece], config.metric))
-    counts = np.bincount(track_ids[known], minlength=num_tracks)
-    return means / np.maximum(counts, 1)[:, None], counts
-
-
-def _ends(track_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest of the values of each track's faces: int64 [T], [T]."""
-    kept = track_ids >= 0
-    num_tracks = int(track_ids.max(initial=-1)) + 1
-    first, last = np.full(num_tracks, np.iinfo(np.int64).max), np.full(num_tracks, -1)
-    np.minimum.at(first, track_ids[kept], values[kept])
-    np.maximum.at(last, track_ids[kept], values[kept])
-    return first, last
-
-
-def _join(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
-    """Person of each face."""
-    kept = track_ids >= 0
-    if not kept.any() or faces.appearance is None or config.person_distance is None:
-        return track_ids.copy()
-    means, counts = _means(faces, track_ids, config)
-    first, last = _ends(track_ids, faces.frame_index)
-    # Pieces of swapped tracks may overlap a little, which makes nobody two people.
-    shared = np.minimum(last[:, None], last[None]) - np.maximum(first[:, None], first[None]) + 1
-    lengths = last - first + 1
-    together = shared > 0.1 * np.minimum(lengths[:, None], lengths[None])
-    distances = _distances(means, means, config.metric)
-    distances[together] = np.inf
-    distances[counts == 0] = distances[:, counts == 0] = np.inf
-    person_of_track = average_linkage(distances, np.maximum(counts, 1), config.person_distance)
-    return np.where(kept, person_of_track[np.maximum(track_ids, 0)], DROPPED)
-
-
-def average_linkage(distances: np.ndarray, weights: np.ndarray, limit: float) -> np.ndarray:
-    """Cluster of each of n items: int64 [n], 0, 1, ... in the order of their first items.
-
-    Joins the two nearest clusters while their mean distance, items counted by `weights`, is below
-    `limit`. An infinite distance in `distances` [n, n] keeps two items apart for good.
-    """
-    distances = distances.astype(np.float64)
-    np.fill_diagonal(distances, np.inf)
-    weights = weights.astype(np.float64)
-    cluster = np.arange(len(distances))
-    nearest = distances.argmin(1)
-    shortest = distances[np.arange(len(distances)), nearest]
-    while True:
-        a = int(shortest.argmin())
-        if not shortest[a] < limit:
-            break
-        a, b = sorted((a, int(nearest[a])))
-        share = weights[a] / (weights[a] + weights[b])
-        row = share * distances[a] + (1 - share) * distances[b]
-        weights[a] += weights[b]
-        cluster[cluster == b] = a
-        row[a] = np.inf
-        distances[a], distances[:, a] = row, row
-        distances[b], distances[:, b] = np.inf, np.inf
-        stale = np.flatnonzero((nearest == a) | (nearest == b) | (row < shortest))
-        for i in {a, b, *stale.tolist()}:
-            nearest[i] = distances[i].argmin()
-            shortest[i] = distances[i, nearest[i]]
-    return np.unique(cluster, return_inverse=True)[1].astype(np.int64)
-
-
 def prominence(faces: Detections, person_ids: np.ndarray) -> np.ndarray:
     """Mean area (pixels) x mean score x number of faces of each person: float64 [people].
 
@@ -488,7 +224,7 @@ def prominence(faces: Detections, person_ids: np.ndarray) -> np.ndarray:
     if not len(people):
         return np.zeros(0)
     counts = np.bincount(people)
-    areas = np.bincount(people, _sizes(faces.boxes[kept].astype(np.float64)) ** 2)
+    areas = np.bincount(people, sizes(faces.boxes[kept].astype(np.float64)) ** 2)
     return areas * np.bincount(people, faces.scores[kept]) / counts
 
 

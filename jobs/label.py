@@ -20,13 +20,13 @@ import ray
 
 from caan import checkpoint, config, on_ray, runs, storage
 from caan.checkpoint import ModelInfo
+from caan.detections import TrackConfig, with_identity
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
 from caan.identity import IdentityConfig, dlib_identity, identity_name
 from caan.labelling import SegmentScorer
 from caan.pooling import PoolConfig
 from caan.sidecars import Kind
-from caan.tracks import TrackConfig, with_identity
 from jobs.pipeline import Pipeline, Resources, Run
 from jobs.second_phase import TABLE, model_in_memory, pool, unpack, write_files
 

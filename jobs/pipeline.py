@@ -296,7 +296,8 @@ class Run:
         if before["is_complete"] and all(shard.is_finished() for shard in shards):
             # A repeated command finds nothing to do: the figures stay those of the real run.
             names = ("stages", "stage_nodes", "node_labels", "pools", "seconds")
-            counts = {name: before.get(name, {}) for name in (*names, "seconds_until_networks")}
+            counts = {name: before.get(name, {}) for name in names}
+            counts["seconds_until_networks"] = before.get("seconds_until_networks")
         else:
             storage.write_json(run_file, before | {"is_complete": False})
             counts = pipeline.run(self.job_name, shards)

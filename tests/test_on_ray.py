@@ -2,8 +2,9 @@
 
 import pytest
 
+from caan import on_ray
 from caan.errors import StorageError
-from caan.on_ray import Progress, actor_claim, cause_of_ours
+from caan.on_ray import Progress, actor_claim, cause_of_ours, pool_sizes
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,18 @@ def test_progress_has_a_line_where_every_file_is_bad(
     progress = Progress(monitor=None, num_segments=2, video_seconds=60.0)
     monkeypatch.setattr(progress, "totals", lambda: (totals, {}))
     assert line in progress.line()
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "embedders", "threads"),
+    [(1, 0, 1, 1), (2, 0, 2, 1), (4, 0, 1, 4), (32, 0, 2, 16), (8, 1, 1, 8)],
+)
+def test_networks_fill_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, embedders: int, threads: int
+) -> None:
+    node = {"Alive": True, "Labels": {}, "Resources": {"CPU": 64.0}}
+    monkeypatch.setattr(on_ray.ray, "nodes", lambda: [node])
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": gpus})
+    monkeypatch.setattr(on_ray.os, "cpu_count", lambda: cores)
+    sizes = pool_sizes()
+    assert (sizes.num_embedders, sizes.embedder_threads) == (embedders, threads)

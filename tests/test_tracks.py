@@ -3,17 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from caan.tracks import (
-    DROPPED,
-    Detections,
-    Frames,
-    TrackConfig,
-    average_linkage,
-    find_cuts,
-    follow_faces,
-    select_people,
-    with_identity,
-)
+from caan.detections import DROPPED, Detections, Frames, TrackConfig, with_identity
+from caan.joining import average_linkage
+from caan.tracks import find_cuts, follow_faces, select_people
 
 SIZE = 40.0
 NAMES = {name: vector for name, vector in zip("abcd", np.eye(8)[:4], strict=True)}
