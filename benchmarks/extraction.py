@@ -32,7 +32,13 @@ import torch
 
 from benchmarks.measuring import write_record
 from caan import runs
-from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
+from caan.backbones import (
+    Backbone,
+    BackboneConfig,
+    embed_pictures,
+    keep_freed_memory,
+    load_backbone,
+)
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
 from caan.video import sample_frames
@@ -69,6 +75,7 @@ def in_batches(items: Iterator[Any]) -> Iterator[list[Any]]:
 def limit(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     """Core-seconds of each stage alone, one thread each, over one copy of the clips."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the job does: the limit is of the machine, not of an allocator
     detector = load_detector(DetectorConfig(name="libfacedetection"))
     pairs = networks(options.networks, options.precision)
     seconds = {}

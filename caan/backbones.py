@@ -3,9 +3,11 @@
 Legend: B pictures, H and W picture sides, C channels, D features.
 """
 
+import ctypes
 import hashlib
 import importlib.util
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -213,6 +215,21 @@ def embed_pictures(
             "choose `precision` fp32"
         )
     return vectors.cpu().numpy(), len(batches)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that networks on the CPU free; whether the C library can.
+
+    A layer of 16 pictures takes up to 200 MB. glibc by itself gives such memory back after each
+    layer and takes it anew for the next, and the page faults were a tenth of VGG16's time and half
+    of MobileNetV2's. For processes that do little else than run networks; other C libraries than
+    glibc are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h: M_TRIM_..., M_MMAP_THRESHOLD
+    return mallopt is not None and all(
+        mallopt(name, 1 << 30) == 1 for name in (trim_threshold, mmap_threshold)
+    )
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -20,7 +20,13 @@ import tyro
 
 from caan import storage
 from caan.attempts import AttemptLog
-from caan.backbones import Backbone, BackboneConfig, embed_pictures, load_backbone
+from caan.backbones import (
+    Backbone,
+    BackboneConfig,
+    embed_pictures,
+    keep_freed_memory,
+    load_backbone,
+)
 from caan.cutting import (
     PICTURE_SIZE,
     CutConfig,
@@ -298,6 +304,8 @@ class SegmentEmbedder:
         `maps`: of which of them the pool5 maps are given as well.
         """
         torch.set_num_threads(num_threads)
+        if device == "cpu":
+            keep_freed_memory()
         self.maps = tuple(maps)
         self.face = self.context = None
         if "face" in modalities:
