@@ -153,7 +153,7 @@ class Pipeline:
             fn_constructor_args=("decode", SegmentDecoder, (cut, self.limits, tries), monitor),
             batch_size=1,
             batch_format="pyarrow",
-            compute=_pool(sizes.num_decoders, at_hand=2),
+            compute=actor_pool(sizes.num_decoders, at_hand=2),
             num_cpus=sizes.decoder_cpus,
             label_selector=sizes.decode_on or None,
         )
@@ -168,7 +168,7 @@ class Pipeline:
                 ),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=_pool(sizes.num_embedders, at_hand=2),
+                compute=actor_pool(sizes.num_embedders, at_hand=2),
                 num_cpus=sizes.embedder_cpus,
                 num_gpus=0.3,
                 label_selector=sizes.embed_on or None,
@@ -184,7 +184,7 @@ class Pipeline:
             fn_constructor_args=("embed", self.build, arguments, monitor),
             batch_size=together,
             batch_format="pyarrow",
-            compute=_pool(sizes.num_embedders, at_hand=2 if has_gpu else 1),
+            compute=actor_pool(sizes.num_embedders, at_hand=2 if has_gpu else 1),
             num_cpus=sizes.embedder_cpus,
             num_gpus=(0.7 if detect_on_gpu else 1.0) if has_gpu else 0,
             label_selector=sizes.embed_on or None,
@@ -194,7 +194,7 @@ class Pipeline:
         context.checkpoint_config = None
 
 
-def _pool(size: int, *, at_hand: int) -> ray.data.ActorPoolStrategy:
+def actor_pool(size: int, *, at_hand: int) -> ray.data.ActorPoolStrategy:
     """Actors of a stage, each with so many batches given to it, the one in work included.
 
     What is given to an actor stays with it. Of Ray's own four the first of two embedders on a CPU

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from caan import on_ray, schema, storage
 from caan.errors import InputError
 from caan.video import sample_frames
 from jobs import evaluate, extract, index, label, train, verify
-from jobs.pipeline import Resources
+from jobs.pipeline import Resources, actor_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = (
@@ -199,6 +201,30 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     assert evaluate.main(evaluate.Job(labels=labels, manifest=manifest, output=report)) == 0
     assert storage.read_json(f"{report}/metrics.json")["statuses"] == {"ok": 8, "unreadable": 1}
     assert "testing-secret" not in json.dumps(storage.read_json(f"{labels}/run.json"))
+
+
+@pytest.mark.ray
+def test_rounds_go_to_the_actor_that_is_free(running_ray: None, tmp_path: Path) -> None:
+    class Worker:
+        def __init__(self) -> None:
+            (tmp_path / f"worker{os.getpid()}").touch()
+            while len(list(tmp_path.glob("worker*"))) < 2:  # both begin together
+                time.sleep(0.05)
+            self.is_slow = min(tmp_path.glob("worker*")).name == f"worker{os.getpid()}"
+
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bool]]:
+            if self.is_slow:  # as long as the other has rounds
+                end = time.monotonic() + 15
+                while len(list(tmp_path.glob("round*"))) < 7 and time.monotonic() < end:
+                    time.sleep(0.05)
+            else:
+                (tmp_path / f"round{batch['id'][0]}").touch()
+            return {"is_slow": [self.is_slow]}
+
+    rounds = ray.data.range(8, override_num_blocks=8).map_batches(
+        Worker, batch_size=1, compute=actor_pool(2, at_hand=1), num_cpus=0.1
+    )
+    assert [row["is_slow"] for row in rounds.take_all()].count(True) <= 1
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
