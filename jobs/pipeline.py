@@ -197,8 +197,8 @@ class Pipeline:
 def actor_pool(size: int, *, at_hand: int) -> ray.data.ActorPoolStrategy:
     """Actors of a stage, each with so many batches given to it, the one in work included.
 
-    What is given to an actor stays with it. Of Ray's own four the first of two embedders on a CPU
-    took the first rounds, of half a minute each, and the last ones, while the other had none.
+    What is given to an actor stays with it. Where Ray gave four at a time, one of two embedders on
+    a CPU had the last rounds, of half a minute each, and the other none (our measurement).
     """
     return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=at_hand)
 
