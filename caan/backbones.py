@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -193,10 +193,7 @@ def embed_pictures(
     device = next(backbone.parameters()).device
     batches = []
     with torch.inference_mode():
-        for first in range(0, len(pictures), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(pictures[first : first + batch_size]))
-            if device.type == "cuda":
-                batch = batch.pin_memory()
+        for first, batch in _batches_on(device, pictures, batch_size):
             if maps_NCHW is None:
                 batches.append(backbone(batch).half())
             else:
@@ -215,6 +212,25 @@ def embed_pictures(
             "choose `precision` fp32"
         )
     return vectors.cpu().numpy(), len(batches)
+
+
+def _batches_on(
+    device: torch.device, pictures: np.ndarray, batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Where each batch begins, and its pictures on the device.
+
+    A GPU copies a batch from page-locked memory while it still computes on the ones before.
+    """
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for first in range(0, len(pictures), batch_size):
+        batch = torch.from_numpy(np.ascontiguousarray(pictures[first : first + batch_size]))
+        if copying is not None:
+            with torch.cuda.stream(copying):
+                batch = batch.pin_memory().to(device, non_blocking=True)
+            computing = torch.cuda.current_stream(device)
+            computing.wait_stream(copying)
+            batch.record_stream(computing)  # the copy's memory stays until it was computed with
+        yield first, batch
 
 
 def keep_freed_memory() -> bool:

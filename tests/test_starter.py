@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from caan.checkpoint import load_model
 from caan.models import FrameBatch
 from caan.schema import EMOTIONS
-from caan.starter.augmentation import augment
+from caan.starter.augmentation import augment, blend
 from caan.starter.head import as_cropped, spoil
 from caan.starter.network import WEIGHTS, StarterFace
-from caan.starter.recipe import load_faces
+from caan.starter.recipe import RecipeConfig, drawn_faces, load_faces, train
 
 MODEL = WEIGHTS.with_name("model")
 
@@ -93,6 +96,47 @@ def test_augmented_pictures_stay_in_range() -> None:
     assert pictures.isfinite().all()
     assert pictures.min() >= 0
     assert pictures.max() <= 255
+
+
+def test_blended_pictures_tell_their_parts() -> None:
+    torch.manual_seed(0)
+    faces = torch.arange(64.0)[:, None, None, None].expand(64, 1, 8, 8)
+    pictures, share, partner = blend(faces, 0.5)
+    parts = share * torch.arange(64.0) + (1 - share) * partner
+    torch.testing.assert_close(pictures[:, 0, 0, 0], parts)
+    assert 10 < (share < 1).sum() < 54
+    assert share.min() >= 0.55
+
+
+def test_a_rare_emotion_is_drawn_more_often_than_it_occurs() -> None:
+    labels = torch.tensor([EMOTIONS.index("joy")] * 900 + [EMOTIONS.index("fear")] * 100)
+    draws = drawn_faces(labels, 0.5, 100)
+    drawn = torch.cat([next(draws) for _ in range(9)])
+    fears = labels[drawn] == EMOTIONS.index("fear")
+    assert 0.2 < fears.float().mean() < 0.3
+    assert len(drawn[~fears].unique()) == (~fears).sum(), "none twice in a pass"
+
+
+def test_the_recipe_makes_weights_that_load_and_continues_where_it_stopped(
+    fer2013: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(fer2013)
+    few = [
+        table.filter(pc.field("split") == split).take(np.arange(0, 3500, 35))
+        for split in ("train", "val")
+    ]
+    pq.write_table(pa.concat_tables(few), tmp_path / "faces.parquet")
+    config = RecipeConfig(
+        faces=tmp_path / "faces.parquet", output=tmp_path / "out", device="cpu",
+        teachers=1, teacher_width=1, teacher_steps=2, steps=2, batch=16,
+    )  # fmt: skip
+    weights = train(config)
+    first = weights.read_bytes()
+    assert StarterFace(weights).identity != StarterFace().identity
+    train(config)  # every stage is found done
+    assert weights.read_bytes() == first
+    names = [json.loads(line)["network"] for line in (config.output / "training.jsonl").open()]
+    assert names[:4] == ["teacher0", "all teachers", "starter", "as shipped"]
 
 
 def test_a_video_of_one_frame_gets_the_networks_own_probabilities(

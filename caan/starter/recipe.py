@@ -2,19 +2,20 @@
 
     python -m caan.starter.recipe --faces fer2013.parquet --output DIR
 
-Two processes of one thread each share every step: on cores that others use too, two threads of one
-process waited for each other in every layer and were slower than one thread alone. The same command
-continues a run that was stopped. DIR gets `starter_face.safetensors`, `training.jsonl`, `model/`.
-"""
+First the teachers, networks of the same build and twice the width, learn from the labels; then the
+small network that ships learns to say what they say together about each changed picture (Beyer et
+al. 2022, "Knowledge distillation: a good teacher is patient and consistent"). One GPU is used where
+there is one. The same command continues a run that was stopped. DIR gets `starter_face.safetensors`,
+`training.jsonl` (validation figures), `state/` and `model/` (the head).
+"""  # noqa: E501
 
 import copy
 import dataclasses
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -23,11 +24,11 @@ import pyarrow.parquet as pq
 import torch
 import tyro
 from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from caan.schema import EMOTIONS
-from caan.starter.augmentation import augment
+from caan.starter.augmentation import augment, blend
 from caan.starter.network import (
     INPUT_SIZE_PIXELS,
     NUM_EMBEDDED,
@@ -43,38 +44,44 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """What one training run of the face network uses."""
+    """What one training run of the face network uses; the defaults need a GPU."""
 
     faces: Path
     """Parquet of (split, label, jpeg): FER2013."""
     output: Path
     """Folder for weights, log and the state that a stopped run continues from."""
-    steps: int = 12000
-    """Optimiser steps; the published weights' own count is in MODEL_CARD.md."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to compute; on a GPU in bf16."""
+    teachers: int = 3
+    """Wider networks that teach the one that ships; 0: it learns from the labels itself."""
+    teacher_width: int = 2
+    """How many times as many channels a teacher has."""
+    teacher_steps: int = 8000
+    """Optimiser steps of each teacher."""
+    steps: int = 20000
+    """Optimiser steps of the network that ships; the published one's are in MODEL_CARD.md."""
     minutes: float = 0.0
-    """Length of the schedule in wall-clock minutes instead of steps; 0: steps decide."""
-    init: Path | None = None
-    """Weights to start from, as the recipe writes them; none: random ones."""
-    processes: int = 2
-    """Processes of one thread each."""
-    batch: int = 64
-    """Faces per process and step."""
-    learning_rate: float = 0.1
+    """Length of the whole schedule in wall-clock minutes, half of it for the teachers, instead of
+    steps; 0: steps decide."""
+    batch: int = 512
+    """Faces per step."""
+    learning_rate: float = 0.2
     """Highest learning rate (SGD, Nesterov momentum 0.9)."""
     weight_decay: float = 5e-4
     """Decay of the weights; biases and norms have none."""
-    strength: float = 0.75
+    strength: float = 0.9
     """How far the random changes of the pictures go; 1 is what `augmentation` calls full."""
+    blended: float = 0.5
+    """Share of the pictures that are blended with another one (mixup)."""
     smoothing: float = 0.1
-    """Probability spread over the other emotions."""
+    """Probability spread over the other emotions where labels teach."""
     memory: float = 0.35
-    """Largest share that the network's own running opinion of a face has in its target."""
-    balance: float = 0.75
+    """Largest share that a network's own running opinion of a face has in its target where labels
+    teach: many of FER2013's are wrong."""
+    balance: float = 0.5
     """Emotions are drawn in proportion to their count to this power (disgust: copies removed)."""
     average: float = 0.998
     """Decay per step of the averaged weights, which are what is kept."""
-    sizes: tuple[tuple[float, int], ...] = ((0.45, 40), (1.0, 48))
-    """Picture side in pixels (multiples of 8) until each share of the schedule."""
     validate_minutes: float = 6.0
     """Wall-clock minutes between validations and stored states."""
     seed: int = 7
@@ -93,12 +100,12 @@ def load_faces(path: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 class Learner(nn.Module):
-    """The network while it learns, with batch norms."""
+    """The network, or one `width` times as wide, while it learns, with batch norms."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 1) -> None:
         super().__init__()
-        self.trunk = build_trunk()
-        self.classifier = nn.Linear(NUM_EMBEDDED, len(EMOTIONS))
+        self.trunk = build_trunk(width)
+        self.classifier = nn.Linear(NUM_EMBEDDED * width, len(EMOTIONS))
         nn.init.normal_(self.classifier.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -113,86 +120,39 @@ class Learner(nn.Module):
         embedded = self.trunk(pictures).mean((2, 3))
         return self.classifier(functional.dropout(embedded, 0.3, self.training))
 
-    @torch.no_grad()
-    def start_from(self, shipped: StarterFace, standard_B1HW: Tensor) -> None:
-        """Take over a finished network, and give back to it the batch norms that were folded away.
-
-        Each norm gets the mean and deviation that its convolution has on these pictures, so that
-        the network says the same at first; filters get the length that random ones have.
-        """
-        self.classifier.load_state_dict(shipped.classifier.state_dict())
-        parts = dict(shipped.trunk.named_modules())
-        hooks = []
-        previous = ""
-        for name, module in self.trunk.named_modules():
-            if isinstance(module, nn.Conv2d):
-                conv = parts[name]
-                assert isinstance(conv, nn.Conv2d)
-                module.weight.copy_(conv.weight)
-                previous = name
-            elif isinstance(module, nn.BatchNorm2d):
-                own = dict(self.trunk.named_modules())[previous]
-                hooks.append(module.register_forward_hook(_restore_norm(own, parts[previous])))
-        self.eval()(standard_B1HW)
-        for hook in hooks:
-            hook.remove()
+    def folded(self) -> "Learner":
+        """A frozen copy for use, with every batch norm folded away."""
+        copied = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_batch_norms(copied.trunk)
+        return copied.to(memory_format=torch.channels_last)
 
     def finished(self) -> StarterFace:
-        """The network as it ships, with every batch norm folded away."""
-        copied = copy.deepcopy(self)
-        fold_batch_norms(copied.trunk)
+        """The network as it ships."""
         network = StarterFace(weights=None)
-        network.load_state_dict({**copied.state_dict(), "temperature": torch.ones(())})
-        return network.eval()
+        network.load_state_dict({**self.folded().state_dict(), "temperature": torch.ones(())})
+        return network.to(self.classifier.weight.device).eval()
 
 
-def _restore_norm(conv: nn.Module, folded: nn.Module) -> Callable[..., Tensor]:
-    def hook(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(folded, nn.Conv2d)
-        assert folded.bias is not None
-        wanted = inputs[0] + folded.bias[:, None, None]
-        length = conv.weight.flatten(1).norm(dim=1)
-        scale = math.sqrt(2 * conv.in_channels / conv.out_channels) / length.clamp(1e-8)
-        conv.weight.mul_(scale[:, None, None, None])
-        outputs = inputs[0] * scale[:, None, None]
-        variance, mean = torch.var_mean(outputs, dim=(0, 2, 3), correction=0)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt() / scale)
-        norm.bias.copy_(folded.bias + mean / scale)
-        return wanted
+def drawn_faces(labels: Tensor, balance: float, batch: int) -> Iterator[Tensor]:
+    """Indices int64 [batch] of faces without end, each emotion as often as `balance` says.
 
-    return hook
-
-
-class ClassQueues:
-    """Draws faces of each emotion in shuffled order, emotions in given proportions."""
-
-    def __init__(self, labels: Tensor, balance: float) -> None:
-        self.members = [torch.nonzero(labels == k).flatten() for k in range(len(EMOTIONS))]
-        counts = torch.bincount(labels, minlength=len(EMOTIONS)).float()
-        counts[EMOTIONS.index("disgust")] /= 9  # its pictures are about 9 copies of each other
-        self.shares = counts**balance
-        self.queues = [members[:0] for members in self.members]
-
-    def draw(self, count: int) -> Tensor:
-        """Indices int64 [count] of faces."""
-        drawn = []
-        for k in torch.multinomial(self.shares, count, replacement=True).tolist():
-            if len(self.queues[k]) == 0:
-                self.queues[k] = self.members[k][torch.randperm(len(self.members[k]))]
-            drawn.append(self.queues[k][0])
-            self.queues[k] = self.queues[k][1:]
-        return torch.stack(drawn)
-
-
-def size_at(progress: float, sizes: tuple[tuple[float, int], ...]) -> int:
-    """Picture side in pixels at a share 0..1 of the schedule."""
-    return next((size for end, size in sizes if progress < end), sizes[-1][1])
+    A pass draws as many faces as there are; a face comes again once all of its emotion have come.
+    """
+    members = [torch.nonzero(labels == k).flatten() for k in range(len(EMOTIONS))]
+    counts = torch.tensor([len(faces) for faces in members], dtype=torch.float)
+    counts[EMOTIONS.index("disgust")] /= 9  # its pictures are about 9 copies of each other
+    shares = counts**balance / (counts**balance).sum()
+    device = labels.device
+    while True:
+        parts = []
+        for faces, share in zip(members, shares.tolist(), strict=True):
+            wanted = round(share * len(labels))
+            rounds = math.ceil(wanted / max(1, len(faces)))
+            orders = [torch.randperm(len(faces), device=device) for _ in range(rounds)]
+            parts.append(faces[torch.cat(orders)[:wanted]] if orders else faces)
+        drawn = torch.cat(parts)
+        drawn = drawn[torch.randperm(len(drawn), device=device)]
+        yield from drawn[: len(drawn) // batch * batch].split(batch)
 
 
 def learning_rate_at(progress: float) -> float:
@@ -205,7 +165,11 @@ def evaluate(network: StarterFace, faces: Tensor, labels: Tensor) -> dict[str, f
     with torch.no_grad():
         logits = torch.cat([network.logits(p.expand(-1, 3, -1, -1).movedim(1, 3))
                             for p in faces.split(128)])  # fmt: skip
-    right = (logits.argmax(1) == labels).float()
+    return _accuracies(logits, labels)
+
+
+def _accuracies(logits_NK: Tensor, labels: Tensor) -> dict[str, float]:
+    right = (logits_NK.argmax(1) == labels).float()
     told = labels != EMOTIONS.index("disgust")
     per_class = [float(right[labels == k].mean()) for k in range(len(EMOTIONS))]
     return {
@@ -233,138 +197,204 @@ def calibrate(network: StarterFace, faces: Tensor, labels: Tensor) -> None:
         logits = torch.cat([network.classifier(network.embed(part)) for part in pictures])
         right = torch.cat([labels[::2], labels[1::2]])
         choices = torch.linspace(0.3, 3.0, 136)
-        losses = [float(functional.cross_entropy(logits / t, right)) for t in choices]
+        losses = [float(functional.cross_entropy(logits / t, right)) for t in choices.tolist()]
         network.temperature.copy_(choices[losses.index(min(losses))])
 
 
-def soft_targets(labels: Tensor, opinions_NK: Tensor, weight: Tensor, smoothing: float) -> Tensor:
-    """Targets [N, K]: smoothed labels mixed with the network's running opinion of each face."""
-    hard = functional.one_hot(labels, len(EMOTIONS)).float()
-    hard = hard * (1 - smoothing) + smoothing / len(EMOTIONS)
-    return hard * (1 - weight) + opinions_NK * weight
+class Labels:
+    """Teaches what the labels say, mixed with the network's own running opinion of each face."""
+
+    def __init__(self, labels: Tensor, config: RecipeConfig) -> None:
+        self.labels = functional.one_hot(labels, len(EMOTIONS)).float()
+        self.labels = self.labels * (1 - config.smoothing) + config.smoothing / len(EMOTIONS)
+        self.opinions = torch.full_like(self.labels, 1 / len(EMOTIONS))
+        self.seen = torch.zeros_like(labels)
+        self.memory = config.memory
+
+    def targets(self, seen: "Seen", progress: float) -> Tensor:
+        """Probabilities [B, K] to learn at this share of the schedule."""
+        own = self.memory * min(1.0, max(0.0, (progress - 0.15) / 0.3))
+        weight = own * (self.seen[seen.faces_2B] > 2)[..., None]
+        both = self.labels[seen.faces_2B].lerp(self.opinions[seen.faces_2B], weight)
+        return both[1].lerp(both[0], seen.share[:, None])
+
+    def remember(self, seen: "Seen", logits: Tensor) -> None:
+        """Take note of what the network said about the faces that were seen alone."""
+        index, alone = seen.faces_2B[0], seen.share == 1
+        opinions = self.opinions[index]
+        self.opinions[index] = opinions.lerp(logits.softmax(1), 0.3 * alone[:, None])
+        self.seen[index] += alone
 
 
-def train(rank: int, config: RecipeConfig) -> None:
-    """One process's part of the run; process 0 validates and writes."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29417")
-    distributed.init_process_group("gloo", rank=rank, world_size=config.processes)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(config.seed)
-    faces, labels = load_faces(config.faces, "train")
-    validation = load_faces(config.faces, "val") if rank == 0 else None
-    state_path = config.output / f"state_{rank}.pt"
-    network = Learner()
-    if config.init is not None:
-        sample = faces[torch.randperm(len(faces))[:768]].float()
-        pictures = standardise(augment(sample, INPUT_SIZE_PIXELS, config.strength))
-        network.start_from(StarterFace(config.init), pictures)
-    faces, labels = faces[rank :: config.processes], labels[rank :: config.processes]
-    averaged = copy.deepcopy(network)
-    parameters = list(network.parameters())
+class Teachers:
+    """Teaches what trained networks say on average about the very picture that is seen."""
+
+    def __init__(self, networks: list[Learner]) -> None:
+        self.networks = [network.folded() for network in networks]
+
+    @torch.no_grad()
+    def targets(self, seen: "Seen", progress: float) -> Tensor:
+        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
+        opinions = [network(seen.pictures).float().softmax(1) for network in self.networks]
+        return torch.stack(opinions).mean(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One step's pictures: standardised [B, 1, H, W], of two faces each, with the first's share."""
+
+    pictures: Tensor
+    faces_2B: Tensor
+    share: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One network's training: what teaches it, how long, and its seed."""
+
+    name: str
+    teaching: Labels | Teachers
+    steps: int
+    minutes: float
+    seed: int
+
+
+def fit(
+    stage: Stage,
+    learner: Learner,
+    faces: Tensor,
+    labels: Tensor,
+    validation: tuple[Tensor, Tensor],
+    config: RecipeConfig,
+) -> Learner:
+    """The learner's averaged weights after its schedule; continues from `state/NAME.pt`."""
+    state_path = config.output / "state" / f"{stage.name}.pt"
+    averaged = copy.deepcopy(learner)
+    teaching = stage.teaching
+    parameters = list(learner.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
     optimiser = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-    opinions = torch.full((len(faces), len(EMOTIONS)), 1 / len(EMOTIONS))
-    seen = torch.zeros(len(faces))
-    step, elapsed, losses = 0, 0.0, 0.0
+    means = [v for v in averaged.state_dict().values() if v.is_floating_point()]
+    values = [v for v in learner.state_dict().values() if v.is_floating_point()]
+    step, elapsed = 0, 0.0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        network.load_state_dict(state["network"])
+        state = torch.load(state_path, weights_only=True, map_location=config.device)
+        learner.load_state_dict(state["learner"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
-        opinions, seen = state["opinions"], state["seen"]
+        if isinstance(teaching, Labels):
+            teaching.opinions, teaching.seen = state["opinions"], state["seen"]
         step, elapsed = state["step"], state["elapsed"]
-    torch.manual_seed(config.seed + 1000 * (step + 1) + rank)
-    queues = ClassQueues(labels, config.balance)
+    torch.manual_seed(stage.seed + 1000 * (step + 1))
+    draws = drawn_faces(labels, config.balance, config.batch)
     started, last_kept = time.monotonic() - elapsed, elapsed
-    network.train()
+    learner.train()
     while True:
         elapsed = time.monotonic() - started
-        clock = torch.tensor([elapsed])
-        distributed.broadcast(clock, 0)  # all processes follow the first one's clock
-        elapsed = float(clock)
-        progress = elapsed / 60 / config.minutes if config.minutes else step / config.steps
-        done = progress >= 1
-        if done or elapsed - last_kept > 60 * config.validate_minutes:
+        progress = elapsed / 60 / stage.minutes if stage.minutes else step / stage.steps
+        if progress >= 1 or elapsed - last_kept > 60 * config.validate_minutes:
             last_kept = elapsed
             state = {
-                "network": network.state_dict(), "averaged": averaged.state_dict(),
-                "optimiser": optimiser.state_dict(), "opinions": opinions, "seen": seen,
-                "step": step, "elapsed": elapsed,
-            }  # fmt: skip
-            torch.save(state, state_path)
-            if validation is not None:
-                shipped = averaged.finished()
-                if done:
-                    calibrate(shipped, *validation)
-                save_file(
-                    {k: v.half().contiguous() for k, v in shipped.state_dict().items()},
-                    config.output / "starter_face.safetensors",
-                )
-                measured = evaluate(shipped, *validation)
-                line = {"step": step, "minutes": elapsed / 60, "progress": progress, **measured}
-                with (config.output / "training.jsonl").open("a") as log:
-                    log.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
-                LOGGER.info("%s", line)
-        if done:
-            break
-        index = queues.draw(config.batch)
-        size = size_at(progress, config.sizes)
-        # Pictures are changed at their own size and then in the size of the network's input.
-        pictures = standardise(augment(faces[index].float(), size, config.strength))
-        own_weight = config.memory * min(1.0, max(0.0, (progress - 0.15) / 0.3))
-        targets = soft_targets(
-            labels[index],
-            opinions[index],
-            own_weight * (seen[index] > 2)[:, None],
-            config.smoothing,
-        )
-        logits = network(pictures)
-        loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+                "learner": learner.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "elapsed": elapsed,
+            }
+            if isinstance(teaching, Labels):
+                state |= {"opinions": teaching.opinions, "seen": teaching.seen}
+            unfinished = state_path.with_suffix(".unfinished")
+            torch.save(state, unfinished)
+            unfinished.replace(state_path)
+            found = _accuracies(_view_and_mirror([averaged], validation[0]), validation[1])
+            _log(config, stage.name, found, step=step, minutes=round(elapsed / 60, 2))
+        if progress >= 1:
+            return averaged
+        index = next(draws)
+        pictures = augment(faces[index].float(), INPUT_SIZE_PIXELS, config.strength)
+        pictures, share, partner = blend(pictures, config.blended)
+        seen = Seen(standardise(pictures), torch.stack([index, index[partner]]), share)
+        with torch.autocast("cuda", torch.bfloat16, enabled=faces.is_cuda):
+            logits = learner(seen.pictures).float()
+            wanted = teaching.targets(seen, progress)
+        loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        gradient = torch.cat([part.flatten() for part in gradients])
-        if config.processes > 1:
-            distributed.all_reduce(gradient)
-            gradient /= config.processes
-        gradient *= (1.0 / (gradient.norm() / 5.0)).clamp(max=1.0)
-        offset = 0
-        for part in gradients:
-            part.copy_(gradient[offset : offset + part.numel()].view_as(part))
-            offset += part.numel()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * learning_rate_at(progress)
         optimiser.step()
         step += 1
-        decay = min(config.average, (1 + step) / (10 + step))
         with torch.no_grad():
-            for mean, now in zip(
-                averaged.state_dict().values(), network.state_dict().values(), strict=True
-            ):
-                if mean.is_floating_point():
-                    mean.lerp_(now, 1 - decay)
-            opinions[index] = opinions[index].lerp(logits.softmax(1), 0.3)
-            seen[index] += 1
-        losses = 0.98 * losses + 0.02 * loss.item() if losses else loss.item()
-        if rank == 0 and step % 20 == 0:
-            LOGGER.info("step %d progress %.3f size %d loss %.3f", step, progress, size, losses)
-    distributed.destroy_process_group()
+            torch._foreach_lerp_(means, values, 1 - min(config.average, (1 + step) / (10 + step)))
+            if isinstance(teaching, Labels):
+                teaching.remember(seen, logits)
+        if step % 200 == 0:
+            LOGGER.info("%s step %d, %.3f done, loss %.3f", stage.name, step, progress, loss.item())
+
+
+def _log(config: RecipeConfig, name: str, found: dict[str, float], **where: float) -> None:
+    line = {"network": name, **where, **{key: round(value, 4) for key, value in found.items()}}
+    LOGGER.info("%s", line)
+    with (config.output / "training.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+@torch.no_grad()
+def _view_and_mirror(networks: list[Learner], faces: Tensor) -> Tensor:
+    """Mean probabilities [N, K] over networks, of each face as it is and mirrored."""
+    folded = [network.folded() for network in networks]
+    found = []
+    for part in faces.split(256):
+        standard = standardise(part.float())
+        views = (standard, standard.flip(3))
+        found.append(torch.stack([n(view).softmax(1) for n in folded for view in views]).mean(0))
+    return torch.cat(found)
+
+
+def train(config: RecipeConfig) -> Path:
+    """Train teachers and the network; the path of the weights that ship."""
+    (config.output / "state").mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    faces, labels = (part.to(config.device) for part in load_faces(config.faces, "train"))
+    pictures, answers = (part.to(config.device) for part in load_faces(config.faces, "val"))
+    teachers = []
+    for number in range(config.teachers):
+        seed = config.seed + number + 1
+        minutes = config.minutes / 2 / config.teachers
+        labelled = Labels(labels, config)
+        stage = Stage(f"teacher{number}", labelled, config.teacher_steps, minutes, seed)
+        torch.manual_seed(seed)
+        learner = Learner(config.teacher_width).to(config.device)
+        teachers.append(fit(stage, learner, faces, labels, (pictures, answers), config))
+    minutes = config.minutes
+    teaching: Labels | Teachers = Labels(labels, config)
+    if teachers:
+        _log(config, "all teachers", _accuracies(_view_and_mirror(teachers, pictures), answers))
+        minutes, teaching = config.minutes / 2, Teachers(teachers)
+    stage = Stage("starter", teaching, config.steps, minutes, config.seed)
+    torch.manual_seed(config.seed)
+    learner = Learner().to(config.device)
+    learner = fit(stage, learner, faces, labels, (pictures, answers), config)
+    network = learner.finished()
+    torch.manual_seed(config.seed)
+    calibrate(network, pictures, answers)
+    _log(config, "as shipped", evaluate(network, pictures, answers))
+    weights = config.output / "starter_face.safetensors"
+    save_file({k: v.half().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
+    return weights
 
 
 def main() -> None:
     """Run the recipe with options from the command line."""
     config = tyro.cli(RecipeConfig, description=__doc__)
-    config.output.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.spawn(train, args=(config,), nprocs=config.processes)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    weights = train(config)
     from caan.starter.head import HeadConfig, make_head  # it imports this module
 
-    torch.set_num_threads(1)
-    weights = config.output / "starter_face.safetensors"
     make_head(HeadConfig(faces=config.faces, output=config.output / "model", weights=weights))
 
 
