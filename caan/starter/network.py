@@ -178,13 +178,14 @@ class StarterFace(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Features float32 [B, D] of RGB crops uint8 [B, H, W, 3] of any size.
 
-        The mean over four views, then the four QUALITIES. A view is the crop or its middle 0.9,
-        as it is or mirrored; the middle brought 1.3 points on crops 1.2 times as loose as FER2013.
+        The mean over four views, then the four QUALITIES. A view is the crop or its middle 0.8,
+        as it is or mirrored: detectors' crops are 1.2 times as loose as FER2013's, some 1.5 times.
+        Of middles of 0.75 to 0.95, 0.8 was best on validation faces made that loose.
         In training mode the crop as it is alone: changed pictures take the place of views there.
         """
         grey = to_grey(pictures)
         height, width = grey.shape[2:]
-        top, left = round(0.05 * height), round(0.05 * width)
+        top, left = round(0.1 * height), round(0.1 * width)
         whole = _resize(grey)
         if self.training:
             return torch.cat([self.embed(standardise(whole)), measure_qualities(whole)], dim=1)
