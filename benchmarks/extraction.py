@@ -1,14 +1,16 @@
-"""Extraction four ways on the same clips and cores: writes benchmarks/extraction.json.
+"""Extraction four ways on the same clips and cores: a line of benchmarks/extraction.json.
 
 python -m benchmarks.extraction --clips FOLDER [--copies 20] [--other-copies 20] [--networks vgg]
 
 (a) limit: core-seconds of decoding, detecting and embedding, each measured alone in one process with one
-thread, summed and spread over the cores. (b) this project's jobs.extract. (c) Ray's documented
+thread, summed and spread over the cores; taken before and after the rest. `limit_on_all_cores` is the same taken by
+one process per core at the same time, as cores that share a cache, memory and heat are slower together. (b) this project's jobs.extract. (c) Ray's documented
 pattern: `read_videos` -> `flat_map` -> `map_batches`. Of both the steady state counts, from the first
 pictures in a network to the end; the start of Ray, workers and networks is reported apart. (d) the plain script:
 decord, detector, torch, one process, torch's threads on all cores. Same clips, frames per second, detector,
 networks (VGGs have seeded random weights) and precision. Frames and faces of (b) and (d) must be equal; (c) samples by stride
-and may differ by a few, so its rate counts its own frames. A GPU is not used.
+and may differ by a few, so its rate counts its own frames. A GPU is not used. `--defaults`: (b) and its limit in the
+precision that the job chooses by itself, (c) and (d) in torch's, float32.
 """  # noqa: E501
 
 import argparse
@@ -30,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.measuring import write_record
+from benchmarks.measuring import machine
 from caan import runs
 from caan.backbones import (
     Backbone,
@@ -77,7 +79,7 @@ def limit(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     keep_freed_memory()  # as the job does: the limit is of the machine, not of an allocator
     detector = load_detector(DetectorConfig(name="libfacedetection"))
-    pairs = networks(options.networks, options.precision)
+    pairs = networks(options.networks, "auto" if options.defaults else options.precision)
     seconds = {}
     start = time.process_time()
     frames = [f.picture for path in paths for f in sample_frames(path, fps=options.fps)]
@@ -136,6 +138,31 @@ def project(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
 def steady(frames: int, seconds: float) -> dict[str, float]:
     """What (b) and (c) did from the first pictures in a network to the end."""
     return {"steady_seconds": seconds, "frames_per_second": frames / seconds}
+
+
+def at_once(
+    way: Callable[[list[str], argparse.Namespace], dict[str, float]],
+    processes: int,
+    paths: list[str],
+    options: argparse.Namespace,
+) -> list[dict[str, float]]:
+    """What so many processes measured at the same time, each fresh.
+
+    Threads, caches and allocators of one way do not help another.
+    """
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(processes) as pool:
+        return pool.starmap(way, [(paths, options)] * processes, chunksize=1)
+
+
+def limits_of(paths: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """The limit by one process alone, and by one per core at once (their mean rate)."""
+    alone = at_once(limit, 1, paths, options)[0]
+    together = at_once(limit, options.cores, paths, options)
+    rates = [of["frames_per_second"] for of in together]
+    found = {"alone": alone, "on_all_cores": together, "mean_rate": sum(rates) / len(rates)}
+    print("limit", found, flush=True)
+    return found
 
 
 def run_job(name: str, *arguments: object) -> None:
@@ -268,7 +295,7 @@ def main() -> None:
     parser.add_argument("--networks", choices=NETWORKS, default="vgg")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--defaults", action="store_true", help="(b) at its own defaults")
-    parser.add_argument("--ways", nargs="+", default=["limit", "project", "ray", "script"])
+    parser.add_argument("--ways", nargs="+", default=["project", "ray", "script"])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/extraction.json"))
     options = parser.parse_args()
     options.cores = os.cpu_count() or 1
@@ -281,42 +308,44 @@ def main() -> None:
     scratch = tempfile.mkdtemp()
     copied = [shutil.copy(path, Path(scratch) / f"{n}.mp4") for n, path in enumerate(clips)]
     once = [str(path) for path in copied]
-    copies = {"limit": 1, "project": options.copies}
-    ways: dict[str, Callable[[list[str], argparse.Namespace], dict[str, float]]] = {
-        "limit": limit, "project": project, "ray": ray_pattern, "script": script,
+    copies = {"project": options.copies}
+    others: dict[str, Callable[[list[str], argparse.Namespace], dict[str, float]]] = {
+        "project": project, "ray": ray_pattern, "script": script,
     }  # fmt: skip
+    limits = [limits_of(once, options)]
     found: dict[str, dict[str, float]] = {}
     for name in options.ways:
-        # Each in a process of its own: threads, caches and allocators of one do not help another.
-        context = torch.multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            used = once * copies.get(name, options.other_copies)
-            found[name] = pool.apply(ways[name], (used, options))
+        used = once * copies.get(name, options.other_copies)
+        found[name] = at_once(others[name], 1, used, options)[0]
         print(name, found[name], flush=True)
+    limits.append(limits_of(once, options))
     shutil.rmtree(scratch)
     if {"project", "script"} <= set(found):
         for what in ("frames", "faces"):
             ours, theirs = found["project"][what], found["script"][what]
             if ours * options.other_copies != theirs * options.copies:
                 raise SystemExit(f"other {what}: {found}")
-    base = found.get("project", {}).get("frames_per_second", 0.0)
-    write_record(
-        options.output,
-        {
-            "clips": len(clips),
-            "copies": options.copies,
-            "copies_of_ray_and_script": options.other_copies,
-            "fps": options.fps,
-            "networks": options.networks,
-            "precision": "each at its default" if options.defaults else options.precision,
-            "ways": found,
-            "project_over": {
-                name: round(base / of["frames_per_second"], 3)
-                for name, of in found.items()
-                if name != "project"
-            },
+    rates = {name: of["frames_per_second"] for name, of in found.items()}
+    rates["limit"] = sum(of["alone"]["frames_per_second"] for of in limits) / len(limits)
+    rates["limit_on_all_cores"] = sum(of["mean_rate"] for of in limits) / len(limits)
+    precision = "defaults" if options.defaults else options.precision
+    record = json.loads(options.output.read_text()) if options.output.exists() else {}
+    record[f"{options.networks} {precision}"] = {
+        "machine": machine(),
+        "clips": len(clips),
+        "copies": options.copies,
+        "copies_of_ray_and_script": options.other_copies,
+        "fps": options.fps,
+        "limits_before_and_after": limits,
+        "ways": found,
+        "project_over": {
+            name: round(rates["project"] / rate, 3)
+            for name, rate in rates.items()
+            if "project" in rates and name != "project"
         },
-    )
+    }
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record[f"{options.networks} {precision}"]["project_over"], indent=1))
 
 
 if __name__ == "__main__":
