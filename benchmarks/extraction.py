@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.measuring import machine
 from caan import runs
@@ -77,6 +78,7 @@ def in_batches(items: Iterator[Any]) -> Iterator[list[Any]]:
 def limit(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     """Core-seconds of each stage alone, one thread each, over one copy of the clips."""
     torch.set_num_threads(1)
+    threadpool_limits(1)  # the detector has threads of its own
     keep_freed_memory()  # as the job does: the limit is of the machine, not of an allocator
     detector = load_detector(DetectorConfig(name="libfacedetection"))
     pairs = networks(options.networks, "auto" if options.defaults else options.precision)

@@ -238,8 +238,8 @@ def keep_freed_memory() -> bool:
 
     A layer of 16 pictures takes up to 200 MB. glibc by itself gives such memory back after each
     layer and takes it anew for the next, and the page faults were a tenth of VGG16's time and half
-    of MobileNetV2's. For processes that do little else than run networks; other C libraries than
-    glibc are left as they are.
+    of MobileNetV2's. For processes that do little else than run networks, in their main thread: the
+    heaps of others are too small for a layer. Other C libraries than glibc are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     trim_threshold, mmap_threshold = -1, -3  # names of malloc.h: M_TRIM_..., M_MMAP_THRESHOLD

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,7 +205,9 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
 
 
 @pytest.mark.ray
-def test_rounds_go_to_the_actor_that_is_free(running_ray: None, tmp_path: Path) -> None:
+def test_rounds_go_to_the_actor_that_is_free_and_run_in_its_main_thread(
+    running_ray: None, tmp_path: Path
+) -> None:
     class Worker:
         def __init__(self) -> None:
             (tmp_path / f"worker{os.getpid()}").touch()
@@ -219,12 +222,15 @@ def test_rounds_go_to_the_actor_that_is_free(running_ray: None, tmp_path: Path) 
                     time.sleep(0.05)
             else:
                 (tmp_path / f"round{batch['id'][0]}").touch()
-            return {"is_slow": [self.is_slow]}
+            in_main = threading.current_thread() is threading.main_thread()
+            return {"is_slow": [self.is_slow], "in_main": [in_main]}
 
     rounds = ray.data.range(8, override_num_blocks=8).map_batches(
         Worker, batch_size=1, compute=actor_pool(2, at_hand=1), num_cpus=0.1
     )
-    assert [row["is_slow"] for row in rounds.take_all()].count(True) <= 1
+    rows = rounds.take_all()
+    assert [row["is_slow"] for row in rows].count(True) <= 1
+    assert all(row["in_main"] for row in rows), "where freed memory is kept"
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
