@@ -48,7 +48,7 @@ class Resources:
     """Pictures per pass of a network; 0: 128 on a GPU, 16 on a CPU."""
     embed_segments: int = 0
     """Segments whose pictures are put together to fill those batches; 0: as many as have, by the
-    plan, eight passes of pictures on a GPU and two on a CPU, at most 128."""
+    plan, eight passes of pictures on a GPU and one on a CPU, at most 128."""
     min_cpus: int = 0
     """CPU slots to ask the cluster's autoscaler for and to wait for, before pools are sized."""
     min_gpus: int = 0
@@ -177,7 +177,7 @@ class Pipeline:
         batch = self.resources.embed_batch or (128 if has_gpu else 16)
         arguments = (*self.arguments, device, batch, sizes.embedder_threads)
         together = self.resources.embed_segments or segments_together(
-            shard.plan, self.config.fps, batch * (8 if has_gpu else 2)
+            shard.plan, self.config.fps, batch * (8 if has_gpu else 1)
         )
         rows = rows.map_batches(
             on_ray.Staged,
