@@ -40,7 +40,7 @@ class HeadConfig:
     """Weights of the face network."""
     pictures: int = 4000
     """Training faces in the bank; each once clear and once spoiled."""
-    steps: int = 700
+    steps: int = 2000
     """Optimiser steps."""
     batch: int = 128
     """Videos per step."""
@@ -48,7 +48,7 @@ class HeadConfig:
     """Frames of the longest composed video; the shortest has two."""
     learning_rate: float = 1e-3
     """Highest learning rate of the scorer (AdamW, cosine)."""
-    trust_weight: float = 0.5
+    trust_weight: float = 0.6
     """Weight of the loss that tells the scorer which frames were spoiled or neutral."""
     seed: int = 7
     """Seed of everything random."""
