@@ -148,6 +148,7 @@ def main() -> None:
     if not options.seeds:
         kept = json.loads(options.output.read_text())
         kept["starter_head_as_shipped"] = starter_result
+        kept["trained_heads"] = "of an earlier record, whose features may be of other weights"
         options.output.write_text(json.dumps(kept, indent=2) + "\n")
         return
     systems = list(dict.fromkeys(name for pair in PAIRS for name in pair))
