@@ -8,12 +8,15 @@ one process per core at the same time, as cores that share a cache, memory and h
 pattern: `read_videos` -> `flat_map` -> `map_batches`. Of both the steady state counts, from the first
 pictures in a network to the end; the start of Ray, workers and networks is reported apart. (d) the plain script:
 decord, detector, torch, one process, torch's threads on all cores. Same clips, frames per second, detector,
-networks (VGGs have seeded random weights) and precision. Frames and faces of (b) and (d) must be equal; (c) samples by stride
+weights (VGGs have seeded random ones) and precision. (c) and (d) hold torchvision's VGG16 as whoever writes them
+would; `ray_tuned` and `script_tuned` are the same two with this project's backbones, which compute in channels_last. That both
+give the same vectors is checked first. Frames and faces of (b) and (d) must be equal; (c) samples by stride
 and may differ by a few, so its rate counts its own frames. A GPU is not used. `--defaults`: (b) and its limit in the
 precision that the job chooses by itself, (c) and (d) in torch's, float32.
 """  # noqa: E501
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -32,6 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from threadpoolctl import threadpool_limits
+from torchvision.models import vgg16
 
 from benchmarks.measuring import machine
 from caan import runs
@@ -59,6 +63,56 @@ def networks(name: str, precision: str) -> tuple[Backbone, Backbone]:
         load_backbone(BackboneConfig(name=kind, weights=weights, precision=precision))
         for kind in (face, context)
     )
+
+
+Embed = Callable[[np.ndarray], np.ndarray]
+"""Pictures uint8 [B, 224, 224, 3] -> vectors float16 [B, D]."""
+
+
+def plain_vgg(backbone: Backbone) -> Embed:
+    """Torchvision's VGG16 up to fc6 with the weights of `backbone`, in plain torch."""
+    network = vgg16()
+    network.classifier = network.classifier[:2]
+    network.load_state_dict(backbone.network.state_dict())
+    network.to(backbone.dtype).to(memory_format=torch.contiguous_format).eval()
+    colours = backbone.colours
+    assert colours is not None
+    assert backbone.relu
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (colours.mean, colours.deviation))
+
+    def embed(pictures: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous()
+            batch = (batch / colours.scale - mean) / deviation
+            return network(batch.to(backbone.dtype)).half().numpy()
+
+    return embed
+
+
+def embedders(name: str, precision: str, *, tuned: bool) -> list[Embed]:
+    """Both networks of (c) and (d): plain, or this project's."""
+    pair = networks(name, precision)
+    if not tuned and name == "vgg":
+        return [plain_vgg(network) for network in pair]
+    return [lambda pictures, of=of: embed_pictures(of, pictures, BATCH)[0] for of in pair]  # type: ignore[misc]
+
+
+def check_same_vectors(path: str, options: argparse.Namespace) -> float:
+    """Largest difference of the plain and the tuned vectors, over their largest value.
+
+    Raises:
+        SystemExit: it is beyond what float16 rounds.
+    """
+    frames = itertools.islice(sample_frames(path, fps=options.fps), 4)
+    pictures = np.stack([resize_context(frame.picture) for frame in frames])
+    pairs = [embedders(options.networks, options.precision, tuned=t) for t in (False, True)]
+    worst = 0.0
+    for plain, tuned in zip(*pairs, strict=True):
+        ours, theirs = (of(pictures).astype(np.float32) for of in (tuned, plain))
+        worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(ours).max()))
+    if worst > (1e-3 if options.precision == "fp32" else 3e-2):
+        raise SystemExit(f"plain and tuned networks differ by {worst:.2g} of their largest value")
+    return worst
 
 
 def cut(detector: Any, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -143,11 +197,8 @@ def steady(frames: int, seconds: float) -> dict[str, float]:
 
 
 def at_once(
-    way: Callable[[list[str], argparse.Namespace], dict[str, float]],
-    processes: int,
-    paths: list[str],
-    options: argparse.Namespace,
-) -> list[dict[str, float]]:
+    way: Callable[..., Any], processes: int, paths: list[str] | str, options: argparse.Namespace
+) -> list[Any]:
     """What so many processes measured at the same time, each fresh.
 
     Threads, caches and allocators of one way do not help another.
@@ -192,24 +243,27 @@ class Cutter:
 class Embedder:
     """Batches of crops -> vectors, in the documented pattern's `map_batches`."""
 
-    def __init__(self, name: str, precision: str, threads: int, began: str) -> None:
+    def __init__(self, name: str, precision: str, tuned: bool, threads: int, began: str) -> None:
         self.began = Path(began)
         torch.set_num_threads(threads)
-        self.networks = networks(name, precision)
+        self.embedders = embedders(name, precision, tuned=tuned)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not self.began.exists():
             self.began.write_text(str(time.time()))
         kept = batch["has_face"]
-        for kind, network in zip(("face", "context"), self.networks, strict=True):
-            vectors = np.zeros((len(kept), network.dim), np.float16)
-            if kept.any():
-                vectors[kept] = embed_pictures(network, batch[kind][kept], BATCH)[0]
-            batch[kind] = vectors
-        return batch
+        rows = {"has_face": kept}
+        for kind, embed in zip(("face", "context"), self.embedders, strict=True):
+            vectors = embed(batch[kind][kept]) if kept.any() else np.zeros((0, 1), np.float16)
+            rows[kind] = np.zeros((len(kept), vectors.shape[1]), np.float16)
+            rows[kind][kept] = vectors
+        return rows
 
 
-def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
+def ray_pattern(
+    paths: list[str], options: argparse.Namespace, *, tuned: bool = False
+) -> dict[str, float]:
+    """(c), with plain networks unless `tuned`."""
     import ray
 
     # Of the module by its name: Ray's workers cannot look into this process's `__main__`.
@@ -230,6 +284,7 @@ def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, floa
                 fn_constructor_args=(
                     options.networks,
                     options.precision,
+                    tuned,
                     options.cores,
                     str(began),
                 ),
@@ -249,13 +304,15 @@ def ray_pattern(paths: list[str], options: argparse.Namespace) -> dict[str, floa
     }
 
 
-def script(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
-    """decord, detector, torch: one process; the networks get full batches across clips."""
+def script(
+    paths: list[str], options: argparse.Namespace, *, tuned: bool = False
+) -> dict[str, float]:
+    """(d): one process; the networks get full batches across clips; plain unless `tuned`."""
     import decord
 
     torch.set_num_threads(options.cores)
     detector = load_detector(DetectorConfig(name="libfacedetection"))
-    pairs = networks(options.networks, options.precision)
+    pair = embedders(options.networks, options.precision, tuned=tuned)
     num_frames = 0
     start = time.perf_counter()
 
@@ -276,9 +333,8 @@ def script(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     vectors = []
     for batch in in_batches(crops()):
         num_faces += len(batch)
-        for position, network in enumerate(pairs):
-            stack = np.stack([pair[position] for pair in batch])
-            vectors.append(embed_pictures(network, stack, BATCH)[0])
+        for embed, pictures in zip(pair, zip(*batch, strict=True), strict=True):
+            vectors.append(embed(np.stack(pictures)))
     seconds = time.perf_counter() - start
     return {
         "frames": num_frames,
@@ -297,7 +353,8 @@ def main() -> None:
     parser.add_argument("--networks", choices=NETWORKS, default="vgg")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--defaults", action="store_true", help="(b) at its own defaults")
-    parser.add_argument("--ways", nargs="+", default=["project", "ray", "script"])
+    ways = ["project", "ray", "script", "ray_tuned", "script_tuned"]
+    parser.add_argument("--ways", nargs="+", default=ways, choices=ways)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/extraction.json"))
     options = parser.parse_args()
     options.cores = os.cpu_count() or 1
@@ -313,7 +370,10 @@ def main() -> None:
     copies = {"project": options.copies}
     others: dict[str, Callable[[list[str], argparse.Namespace], dict[str, float]]] = {
         "project": project, "ray": ray_pattern, "script": script,
+        "ray_tuned": functools.partial(ray_pattern, tuned=True),
+        "script_tuned": functools.partial(script, tuned=True),
     }  # fmt: skip
+    difference = at_once(check_same_vectors, 1, once[0], options)[0]
     limits = [limits_of(once, options)]
     found: dict[str, dict[str, float]] = {}
     for name in options.ways:
@@ -338,6 +398,7 @@ def main() -> None:
         "copies": options.copies,
         "copies_of_ray_and_script": options.other_copies,
         "fps": options.fps,
+        "plain_and_tuned_vectors_differ_by": difference,
         "limits_before_and_after": limits,
         "ways": found,
         "project_over": {
