@@ -212,14 +212,14 @@ def actor_pool(size: int, *, at_hand: int) -> ray.data.ActorPoolStrategy:
 
 
 def longest_first(segments: pa.Table) -> pa.Table:
-    """The segments, those of the longest time first.
+    """The segments, those of the longest time first and of one video in its order.
 
     A segment of 128 frames takes a VGG on one core more than a minute: where it came last, the
     other cores had nothing to do meanwhile. On a GPU it takes a second, and rounds of many segments
     are more alike in the order of the plan.
     """
     seconds = pc.subtract(segments["end_seconds"], segments["start_seconds"])
-    return segments.take(pc.sort_indices(pc.negate(pc.fill_null(seconds, 0.0))))
+    return segments.take(pc.sort_indices(pc.negate(seconds)))
 
 
 def segments_together(plan: str, fps: float, num_frames: int) -> int:

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
-from caan import on_ray, schema, storage
+from caan import on_ray, planning, schema, storage
 from caan.errors import InputError
 from caan.video import sample_frames
 from jobs import evaluate, extract, index, label, train, verify
-from jobs.pipeline import Resources, actor_pool
+from jobs.pipeline import Resources, actor_pool, longest_first
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = (
@@ -202,6 +202,20 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     assert evaluate.main(evaluate.Job(labels=labels, manifest=manifest, output=report)) == 0
     assert storage.read_json(f"{report}/metrics.json")["statuses"] == {"ok": 8, "unreadable": 1}
     assert "testing-secret" not in json.dumps(storage.read_json(f"{labels}/run.json"))
+
+
+def test_no_worker_ends_with_a_long_segment_that_could_have_come_first() -> None:
+    rows = [
+        {"video_id": video, "uri": f"/{video}.mp4", "duration_seconds": duration, "status": "ok"}
+        for video, duration in (("a", 3.0), ("b", 20.0), ("c", 9.0))
+    ]
+    manifest = schema.table_of(rows, schema.MANIFEST_SCHEMA)
+    plan = planning.plan_segments(manifest, fps=1.0, segment_frames=8)
+    ordered = longest_first(plan)
+    assert [(row["video_id"], row["first_index"]) for row in ordered.to_pylist()] == [
+        ("b", 0), ("b", 8), ("c", 0), ("b", 16), ("a", 0), ("c", 8)
+    ]  # fmt: skip
+    assert ordered.sort_by("segment_id").equals(plan.sort_by("segment_id"))
 
 
 @pytest.mark.ray
