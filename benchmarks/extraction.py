@@ -254,7 +254,7 @@ class Embedder:
         kept = batch["has_face"]
         rows = {"has_face": kept}
         for kind, embed in zip(("face", "context"), self.embedders, strict=True):
-            vectors = embed(batch[kind][kept]) if kept.any() else np.zeros((0, 1), np.float16)
+            vectors = embed(batch[kind][kept])
             rows[kind] = np.zeros((len(kept), vectors.shape[1]), np.float16)
             rows[kind][kept] = vectors
         return rows
