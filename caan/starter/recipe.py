@@ -4,13 +4,18 @@
 
 First the teachers, networks of the same build and twice the width, learn from the labels; then the
 small network that ships learns to say what they say together about each changed picture (Beyer et
-al. 2022, "Knowledge distillation: a good teacher is patient and consistent"). One GPU is used where
-there is one. The same command continues a run that was stopped. DIR gets `starter_face.safetensors`,
-`training.jsonl` (validation figures), `state/` and `model/` (the head).
-"""  # noqa: E501
+al. 2022, "Knowledge distillation: a good teacher is patient and consistent"). Last, that network is
+refined twice, each time with another half of the validation faces beside the training faces, and
+the mean of both ships (Wortsman et al. 2022, "Model soups"): more faces are learned, and each half
+still has a network that never saw it, from which the validation figures are. One GPU is used where
+there is one. The same command continues a run that was stopped. DIR gets
+`starter_face.safetensors`, `refined0.safetensors` and `refined1.safetensors`, `training.jsonl`
+(validation figures), `state/` and `model/` (the head).
+"""
 
 import copy
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -51,7 +56,7 @@ class RecipeConfig:
     output: Path
     """Folder for weights, log and the state that a stopped run continues from."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to compute; on a GPU in bf16."""
+    """Where to compute; on a GPU, or a CPU with AMX, in bf16."""
     teachers: int = 3
     """Wider networks that teach the one that ships; 0: it learns from the labels itself."""
     teacher_width: int = 2
@@ -61,8 +66,17 @@ class RecipeConfig:
     steps: int = 20000
     """Optimiser steps of the network that ships; the published one's are in MODEL_CARD.md."""
     minutes: float = 0.0
-    """Length of the whole schedule in wall-clock minutes, half of it for the teachers, instead of
-    steps; 0: steps decide."""
+    """Length of the schedule up to the refining in wall-clock minutes, half of it for the teachers,
+    instead of steps; 0: steps decide."""
+    start: Path | None = None
+    """Weights that are refined, instead of training teachers and a network first."""
+    refine_steps: int = 1200
+    """Optimiser steps of each of the two refined networks; 0: no refining."""
+    refine_rate: float = 0.05
+    """Highest learning rate of the refining."""
+    trust: float = 0.3
+    """Share of the labels in the targets while refining; the rest is what the network said before.
+    For the validation faces, on which it was not trained, twice this."""
     batch: int = 512
     """Faces per step."""
     learning_rate: float = 0.2
@@ -131,6 +145,49 @@ class Learner(nn.Module):
         network = StarterFace(weights=None)
         network.load_state_dict({**self.folded().state_dict(), "temperature": torch.ones(())})
         return network.to(self.classifier.weight.device).eval()
+
+
+@torch.no_grad()
+def unfold(network: StarterFace, pictures: Tensor) -> Learner:
+    """A learner with batch norms that computes what the network does.
+
+    The norms get the means and variances of the convolutions' outputs for standardised pictures
+    [B, 1, H, W]. The convolutions get half the size that they would begin with, since behind a
+    norm only their direction counts and their size sets the pace of learning.
+    """
+    outputs: dict[str, Tensor] = {}
+    folded = dict(network.trunk.named_modules())
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: outputs.update({name: output})
+        )
+        for name, module in folded.items()
+        if isinstance(module, nn.Conv2d)
+    ]
+    network.embed(pictures)
+    for hook in hooks:
+        hook.remove()
+    learner = Learner().to(pictures.device)
+    learner.classifier.load_state_dict(network.classifier.state_dict())
+    layers = list(learner.trunk.named_modules())
+    for (name, conv), (_, norm) in itertools.pairwise(layers):
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        assert isinstance(norm, nn.BatchNorm2d), "a norm follows every convolution"
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        source = folded[name]
+        assert isinstance(source, nn.Conv2d)
+        assert source.bias is not None
+        sizes = source.weight.flatten(1).norm(dim=1).clamp(1e-6)
+        scale = 0.5 * math.sqrt(2 * conv.in_channels / conv.out_channels) / sizes
+        mean, variance = outputs[name].mean((0, 2, 3)), outputs[name].var((0, 2, 3))
+        conv.weight.copy_(source.weight * scale[:, None, None, None])
+        norm.running_mean.copy_((mean - source.bias) * scale)
+        norm.running_var.copy_(variance * scale**2)
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt() / scale)
+        norm.bias.copy_(mean)
+    return learner
 
 
 def drawn_faces(labels: Tensor, balance: float, batch: int) -> Iterator[Tensor]:
@@ -239,6 +296,26 @@ class Teachers:
         return torch.stack(opinions).mean(0)
 
 
+class Refining:
+    """Teaches labels, smoothed, mixed with what the network said of the very picture before."""
+
+    def __init__(self, network: StarterFace, labels: Tensor, trust: Tensor, smoothing: float):
+        self.network = network
+        self.labels = functional.one_hot(labels, len(EMOTIONS)).float()
+        self.labels = self.labels * (1 - smoothing) + smoothing / len(EMOTIONS)
+        self.trust = trust
+        """Share [N] of the label in each face's target."""
+
+    @torch.no_grad()
+    def targets(self, seen: "Seen", progress: float) -> Tensor:
+        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
+        before = self.network.classifier(self.network.embed(seen.pictures)).float().softmax(1)
+        first, second = self.labels[seen.faces_2B]
+        told = second.lerp(first, seen.share[:, None])
+        trust_first, trust_second = self.trust[seen.faces_2B]
+        return before.lerp(told, trust_second.lerp(trust_first, seen.share)[:, None])
+
+
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """One step's pictures: standardised [B, 1, H, W], of two faces each, with the first's share."""
@@ -253,10 +330,11 @@ class Stage:
     """One network's training: what teaches it, how long, and its seed."""
 
     name: str
-    teaching: Labels | Teachers
+    teaching: Labels | Teachers | Refining
     steps: int
     minutes: float
     seed: int
+    learning_rate: float
 
 
 def fit(
@@ -276,7 +354,7 @@ def fit(
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    optimiser = torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9, nesterov=True)
     means = [v for v in averaged.state_dict().values() if v.is_floating_point()]
     values = [v for v in learner.state_dict().values() if v.is_floating_point()]
     step, elapsed = 0, 0.0
@@ -317,7 +395,8 @@ def fit(
         pictures = augment(faces[index].float(), INPUT_SIZE_PIXELS, config.strength)
         pictures, share, partner = blend(pictures, config.blended)
         seen = Seen(standardise(pictures), torch.stack([index, index[partner]]), share)
-        with torch.autocast("cuda", torch.bfloat16, enabled=faces.is_cuda):
+        has_bf16 = faces.is_cuda or torch.cpu._is_amx_tile_supported()
+        with torch.autocast(faces.device.type, torch.bfloat16, enabled=has_bf16):
             logits = learner(seen.pictures).float()
             wanted = teaching.targets(seen, progress)
         loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
@@ -325,7 +404,7 @@ def fit(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_at(progress)
+            group["lr"] = stage.learning_rate * learning_rate_at(progress)
         optimiser.step()
         step += 1
         with torch.no_grad():
@@ -356,36 +435,97 @@ def _view_and_mirror(networks: list[Learner], faces: Tensor) -> Tensor:
 
 
 def train(config: RecipeConfig) -> Path:
-    """Train teachers and the network; the path of the weights that ship."""
+    """Train teachers and the network, and refine it; the path of the weights that ship."""
     (config.output / "state").mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     faces, labels = (part.to(config.device) for part in load_faces(config.faces, "train"))
     pictures, answers = (part.to(config.device) for part in load_faces(config.faces, "val"))
+    if config.start:
+        network = StarterFace(config.start).to(config.device)
+    else:
+        network = _taught(config, faces, labels, (pictures, answers))
+        torch.manual_seed(config.seed)
+        calibrate(network, pictures, answers)
+        _log(config, "not refined", evaluate(network, pictures, answers))
+    if config.refine_steps:
+        network = _refined(config, network, (faces, labels), (pictures, answers))
+    weights = config.output / "starter_face.safetensors"
+    _save(network, weights)
+    return weights
+
+
+def _taught(
+    config: RecipeConfig, faces: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]
+) -> StarterFace:
+    """The network after it has learned from teachers, or from the labels if there are none."""
     teachers = []
+    rate = config.learning_rate
     for number in range(config.teachers):
         seed = config.seed + number + 1
         minutes = config.minutes / 2 / config.teachers
         labelled = Labels(labels, config)
-        stage = Stage(f"teacher{number}", labelled, config.teacher_steps, minutes, seed)
+        stage = Stage(f"teacher{number}", labelled, config.teacher_steps, minutes, seed, rate)
         torch.manual_seed(seed)
         learner = Learner(config.teacher_width).to(config.device)
-        teachers.append(fit(stage, learner, faces, labels, (pictures, answers), config))
+        teachers.append(fit(stage, learner, faces, labels, validation, config))
     minutes = config.minutes
     teaching: Labels | Teachers = Labels(labels, config)
     if teachers:
-        _log(config, "all teachers", _accuracies(_view_and_mirror(teachers, pictures), answers))
+        found = _accuracies(_view_and_mirror(teachers, validation[0]), validation[1])
+        _log(config, "all teachers", found)
         minutes, teaching = config.minutes / 2, Teachers(teachers)
-    stage = Stage("starter", teaching, config.steps, minutes, config.seed)
+    stage = Stage("starter", teaching, config.steps, minutes, config.seed, rate)
     torch.manual_seed(config.seed)
     learner = Learner().to(config.device)
-    learner = fit(stage, learner, faces, labels, (pictures, answers), config)
-    network = learner.finished()
-    torch.manual_seed(config.seed)
-    calibrate(network, pictures, answers)
-    _log(config, "as shipped", evaluate(network, pictures, answers))
-    weights = config.output / "starter_face.safetensors"
+    return fit(stage, learner, faces, labels, validation, config).finished()
+
+
+def _refined(
+    config: RecipeConfig,
+    network: StarterFace,
+    training: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+) -> StarterFace:
+    """The mean of two refined networks, each of which has learned one half of the validation faces.
+
+    Face i of the validation split belongs to half i modulo 2; the other network was measured on it.
+    """
+    learners, temperatures = [], []
+    for half in range(2):
+        torch.manual_seed(config.seed + half)
+        more = [part[half::2] for part in validation]
+        held = [part[1 - half :: 2] for part in validation]
+        faces, labels = (torch.cat([a, b]) for a, b in zip(training, more, strict=True))
+        trust = torch.full((len(labels),), config.trust, device=labels.device)
+        trust[len(training[1]) :] *= 2
+        teaching = Refining(network, labels, trust, config.smoothing)
+        some = faces[torch.randperm(len(faces), device=faces.device)[:2048]].float()
+        changed = standardise(augment(some, INPUT_SIZE_PIXELS, config.strength))
+        stage = Stage(
+            f"refined{half}", teaching, config.refine_steps, 0.0, config.seed + half,
+            config.refine_rate,
+        )  # fmt: skip
+        learner = unfold(network, changed)
+        learner = fit(stage, learner, faces, labels, (held[0], held[1]), config)
+        refined = learner.finished()
+        torch.manual_seed(config.seed)
+        calibrate(refined, held[0], held[1])
+        _save(refined, config.output / f"refined{half}.safetensors")
+        _log(config, f"refined{half} as it would ship", evaluate(refined, held[0], held[1]))
+        learners.append(learner.state_dict())
+        temperatures.append(refined.temperature)
+    mean = Learner().to(config.device)
+    mean.load_state_dict({
+        name: value.lerp(learners[1][name], 0.5) if value.is_floating_point() else value
+        for name, value in learners[0].items()
+    })  # fmt: skip
+    shipped = mean.finished()
+    shipped.temperature.copy_(torch.stack(temperatures).mean())
+    return shipped
+
+
+def _save(network: StarterFace, weights: Path) -> None:
     save_file({k: v.half().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
-    return weights
 
 
 def main() -> None:
