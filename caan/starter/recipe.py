@@ -56,7 +56,7 @@ class RecipeConfig:
     output: Path
     """Folder for weights, log and the state that a stopped run continues from."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to compute; on a GPU, or a CPU with AMX, in bf16."""
+    """Where to compute; on a GPU, or a CPU that multiplies in bf16, in that."""
     teachers: int = 3
     """Wider networks that teach the one that ships; 0: it learns from the labels itself."""
     teacher_width: int = 2
@@ -395,7 +395,7 @@ def fit(
         pictures = augment(faces[index].float(), INPUT_SIZE_PIXELS, config.strength)
         pictures, share, partner = blend(pictures, config.blended)
         seen = Seen(standardise(pictures), torch.stack([index, index[partner]]), share)
-        has_bf16 = faces.is_cuda or torch.cpu._is_amx_tile_supported()
+        has_bf16 = faces.is_cuda or torch.cpu.get_capabilities().get("avx512_bf16", False)
         with torch.autocast(faces.device.type, torch.bfloat16, enabled=has_bf16):
             logits = learner(seen.pictures).float()
             wanted = teaching.targets(seen, progress)
