@@ -16,8 +16,17 @@ from caan.models import FrameBatch
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
 from caan.starter.head import as_cropped, spoil
-from caan.starter.network import WEIGHTS, StarterFace
-from caan.starter.recipe import RecipeConfig, drawn_faces, load_faces, train
+from caan.starter.network import WEIGHTS, StarterFace, standardise
+from caan.starter.recipe import (
+    RecipeConfig,
+    Refining,
+    Seen,
+    drawn_faces,
+    fit,
+    load_faces,
+    train,
+    unfold,
+)
 
 MODEL = WEIGHTS.with_name("model")
 
@@ -118,8 +127,21 @@ def test_a_rare_emotion_is_drawn_more_often_than_it_occurs() -> None:
     assert len(drawn[~fears].unique()) == (~fears).sum(), "none twice in a pass"
 
 
+@pytest.fixture(scope="module")
+def few_faces(fer2013: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred faces of each of two splits."""
+    path = tmp_path_factory.mktemp("faces") / "faces.parquet"
+    table = pq.read_table(fer2013)
+    few = [
+        table.filter(pc.field("split") == split).take(np.arange(0, 3500, 35))
+        for split in ("train", "val")
+    ]
+    pq.write_table(pa.concat_tables(few), path)
+    return path
+
+
 def test_the_recipe_makes_weights_that_load_and_continues_where_it_stopped(
-    fer2013: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed: list[int] = []  # pictures of each training step, and those of the calibration
 
@@ -128,15 +150,9 @@ def test_the_recipe_makes_weights_that_load_and_continues_where_it_stopped(
         return augment(faces, *options)
 
     monkeypatch.setattr("caan.starter.recipe.augment", counted)
-    table = pq.read_table(fer2013)
-    few = [
-        table.filter(pc.field("split") == split).take(np.arange(0, 3500, 35))
-        for split in ("train", "val")
-    ]
-    pq.write_table(pa.concat_tables(few), tmp_path / "faces.parquet")
     config = RecipeConfig(
-        faces=tmp_path / "faces.parquet", output=tmp_path / "out", device="cpu",
-        teachers=1, teacher_width=1, teacher_steps=2, steps=2, batch=16,
+        faces=few_faces, output=tmp_path / "out", device="cpu",
+        teachers=1, teacher_width=1, teacher_steps=2, steps=2, refine_steps=0, batch=16,
     )  # fmt: skip
     weights = train(config)
     assert StarterFace(weights).identity != StarterFace().identity
@@ -146,6 +162,53 @@ def test_the_recipe_makes_weights_that_load_and_continues_where_it_stopped(
     assert changed.count(16) == 3, "the teacher is done, the network has three steps left"
     rows = [json.loads(line) for line in (config.output / "training.jsonl").open()]
     assert [row["step"] for row in rows if row["network"] == "starter"] == [2, 5]
+
+
+def test_each_refined_network_is_measured_on_faces_that_it_has_not_learned(
+    few_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, held = [], []
+
+    def watched(stage, learner, faces, labels, validation, config):  # type: ignore[no-untyped-def]
+        learned.append({face.numpy().tobytes() for face in faces})
+        held.append({face.numpy().tobytes() for face in validation[0]})
+        return fit(stage, learner, faces, labels, validation, config)
+
+    monkeypatch.setattr("caan.starter.recipe.fit", watched)
+    weights = train(RecipeConfig(
+        faces=few_faces, output=tmp_path, device="cpu", start=WEIGHTS, refine_steps=2, batch=16
+    ))  # fmt: skip
+    validation = {face.numpy().tobytes() for face in load_faces(few_faces, "val")[0]}
+    assert learned[0] | learned[1] > validation, "together they learn every validation face"
+    assert held[0] | held[1] == validation
+    assert not held[0] & learned[0]
+    assert not held[1] & learned[1]
+    paths = (weights, tmp_path / "refined0.safetensors", tmp_path / "refined1.safetensors")
+    assert len({StarterFace(path).identity for path in paths}) == 3
+
+
+def test_batch_norms_put_back_change_nothing(
+    network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    pictures = standardise(faces[0][:64].movedim(3, 1)[:, :1].float())
+    learner = unfold(network, pictures).eval()
+    with torch.no_grad():
+        wanted = network.classifier(network.embed(pictures))
+        torch.testing.assert_close(learner(pictures), wanted, atol=1e-3, rtol=1e-3)
+        # They describe the pictures, so that learning begins from the same function.
+        torch.testing.assert_close(learner.train().trunk(pictures).mean((2, 3)),
+                                   network.embed(pictures), atol=1e-2, rtol=1e-2)  # fmt: skip
+
+
+def test_refining_teaches_labels_as_far_as_they_are_trusted(network: StarterFace) -> None:
+    pictures = standardise(torch.rand(2, 1, 48, 48) * 255)
+    labels, trust = torch.tensor([2, 2]), torch.tensor([0.0, 1.0])
+    seen = Seen(pictures, torch.tensor([[0, 1], [0, 1]]), torch.ones(2))
+    targets = Refining(network, labels, trust, smoothing=0.1).targets(seen, 0.5)
+    with torch.no_grad():
+        before = network.classifier(network.embed(pictures)).softmax(1)
+    torch.testing.assert_close(targets[0], before[0])
+    assert targets[1, 2] == pytest.approx(0.9 + 0.1 / 7)
 
 
 def test_a_video_of_one_frame_gets_the_networks_own_probabilities(

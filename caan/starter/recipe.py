@@ -155,11 +155,13 @@ def unfold(network: StarterFace, pictures: Tensor) -> Learner:
     [B, 1, H, W]. The convolutions get half the size that they would begin with, since behind a
     norm only their direction counts and their size sets the pace of learning.
     """
-    outputs: dict[str, Tensor] = {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}  # at once, since the ReLUs work in place
     folded = dict(network.trunk.named_modules())
     hooks = [
         module.register_forward_hook(
-            lambda _module, _inputs, output, name=name: outputs.update({name: output})
+            lambda _module, _inputs, output, name=name: found.update(
+                {name: torch.var_mean(output, (0, 2, 3), correction=0)}
+            )
         )
         for name, module in folded.items()
         if isinstance(module, nn.Conv2d)
@@ -181,7 +183,7 @@ def unfold(network: StarterFace, pictures: Tensor) -> Learner:
         assert source.bias is not None
         sizes = source.weight.flatten(1).norm(dim=1).clamp(1e-6)
         scale = 0.5 * math.sqrt(2 * conv.in_channels / conv.out_channels) / sizes
-        mean, variance = outputs[name].mean((0, 2, 3)), outputs[name].var((0, 2, 3))
+        variance, mean = found[name]
         conv.weight.copy_(source.weight * scale[:, None, None, None])
         norm.running_mean.copy_((mean - source.bias) * scale)
         norm.running_var.copy_(variance * scale**2)
