@@ -8,7 +8,8 @@ to the starter's backbones without a video or a detector between; spoiled faces 
 often than others, as a detector does. Nothing here touches the faces of FER2013's test split:
 `seen` learns from faces that the starter's face network was trained on, `unseen` from half of the
 validation split's, and both are scored on videos of other validation faces. The features stay in
-the work folder; a variant that is in the JSON is not run again.
+the work folder; a variant that is in the JSON is not run again. With the starter's weights before
+their refining, which has learned the validation split too: MODEL_CARD.md, "Weights before".
 """
 
 import argparse
