@@ -5,12 +5,12 @@
 Composes the corpus first, at 5 pictures per second (each photograph is shown in one of them; the
 script's own 25 make it five times as slow and sampling at 1 frame per second sees no difference):
 training videos from photographs of the split `val`, which the starter face network had not learned
-from before it was refined (MODEL_CARD.md, "Weights before"), test videos from those of `test`. Then every step is the job that
-a user runs: index, extract with the starter backbones as they are, finetune of the face and of the
-context backbone, extract with each and with both, and heads as jobs.train makes them, with several
-seeds. Steps whose output is there are not repeated. Test accuracy is over all test videos, one
-without a face counting as wrong; the intervals are of paired differences, over resampled videos and
-seeds.
+from before it was refined (MODEL_CARD.md, "Weights before"), test videos from those of `test`. Then
+every step is the job that a user runs: index, extract with the starter backbones as they are,
+finetune of the face and of the context backbone, extract with each and with both, and heads as
+jobs.train makes them, with several seeds. Steps whose output is there are not repeated. Test
+accuracy is over all test videos, one without a face counting as wrong; the intervals are of paired
+differences, over resampled videos and seeds.
 """
 
 import argparse
