@@ -56,7 +56,9 @@ def vary(faces: Tensor, name: str) -> Tensor:
         matrix = torch.tensor(
             [[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0]]
         ) * torch.tensor([scale, scale, 1.0])
-        grid = functional.affine_grid(matrix.expand(len(faces), 2, 3), [len(faces), 1, 96, 96])
+        grid = functional.affine_grid(
+            matrix.expand(len(faces), 2, 3), [len(faces), 1, 96, 96], align_corners=False
+        )
         return functional.grid_sample(faces, grid, padding_mode="border", align_corners=False)
     return faces
 
@@ -135,7 +137,6 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--variant-faces", type=int, default=1200)
     options = parser.parse_args()
     torch.manual_seed(0)
     speed = milliseconds_per_picture()
@@ -156,7 +157,6 @@ def main() -> None:
         unseen_logits(refined, faces.float(), torch.arange(len(faces))), labels
     )
     chosen = torch.nonzero(labels != EMOTIONS.index("disgust")).flatten()
-    chosen = chosen[torch.randperm(len(chosen))[: options.variant_faces]]
     faces, labels = faces[chosen].float(), labels[chosen]
     changes = {name: lambda name=name: vary(faces, name) for name in VARIANTS}
     changes["spoiled as for the head"] = lambda: spoil(warp(faces, 96, 0.0))
