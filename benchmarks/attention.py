@@ -1,7 +1,8 @@
 """Whether attention earns its place on composed videos: writes benchmarks/attention.json.
 
 Compose the corpus as benchmarks/composed.py says, but the training videos of faces that the
-starter's face network has not seen (`--split val`), take features of it, then run:
+starter's face network had not seen before it was refined (`--split val`; caan/starter/MODEL_CARD.md
+says which weights those are), take features of it, then run:
 
     python -m jobs.index --input corpus --output manifest.parquet
     python -m jobs.extract --manifest manifest.parquet --output features --fps 3 \
@@ -173,8 +174,9 @@ def main() -> None:
     print(json.dumps(starter_result, indent=2), flush=True)
     if not options.seeds:
         kept = json.loads(options.output.read_text())
+        earlier = kept["starter_head_as_shipped"]["face_backbone"]
+        kept.setdefault("trained_heads_face_backbone", earlier)
         kept["starter_head_as_shipped"] = starter_result
-        kept["trained_heads"] = "of an earlier record, whose features may be of other weights"
         options.output.write_text(json.dumps(kept, indent=2) + "\n")
         return
     systems = list(dict.fromkeys(name for pair in PAIRS for name in pair))
@@ -226,7 +228,7 @@ def main() -> None:
         "mean_frames_with_a_face": float(test.counts_V.mean()),
         "frames_of_no_listed_kind": int((kinds_N < 0).sum()),
         "frames_by_kind": {kind: int((kinds_N == k).sum()) for k, kind in enumerate(KINDS)},
-        "face_backbone": record["config"]["face_backbone"],
+        "trained_heads_face_backbone": record["identity"]["face_backbone"],
         "machine": platform.processor() or platform.machine(),
     }
     options.output.write_text(json.dumps(output, indent=2) + "\n")
