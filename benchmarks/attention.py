@@ -174,8 +174,6 @@ def main() -> None:
     print(json.dumps(starter_result, indent=2), flush=True)
     if not options.seeds:
         kept = json.loads(options.output.read_text())
-        earlier = kept["starter_head_as_shipped"]["face_backbone"]
-        kept.setdefault("trained_heads_face_backbone", earlier)
         kept["starter_head_as_shipped"] = starter_result
         options.output.write_text(json.dumps(kept, indent=2) + "\n")
         return

@@ -38,7 +38,7 @@ def network() -> StarterFace:
 
 @pytest.fixture(scope="module")
 def faces(fer2013: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    pictures, labels = load_faces(fer2013, "val")
+    pictures, labels = load_faces(fer2013, "test")
     keep = torch.nonzero(labels != EMOTIONS.index("disgust")).flatten()
     keep = keep[torch.randperm(len(keep), generator=torch.Generator().manual_seed(1))[:400]]
     return pictures[keep].expand(-1, 3, -1, -1).movedim(1, 3), labels[keep]

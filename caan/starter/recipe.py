@@ -192,6 +192,14 @@ def unfold(network: StarterFace, pictures: Tensor) -> Learner:
     return learner
 
 
+def learned_by(places: Tensor) -> Tensor:
+    """Number 0 or 1 of the refined network that learns the validation face at each place [N].
+
+    The other network is measured on that face.
+    """
+    return places % 2
+
+
 def drawn_faces(labels: Tensor, balance: float, batch: int) -> Iterator[Tensor]:
     """Indices int64 [batch] of faces without end, each emotion as often as `balance` says.
 
@@ -488,15 +496,13 @@ def _refined(
     training: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
 ) -> StarterFace:
-    """The mean of two refined networks, each of which has learned one half of the validation faces.
-
-    Face i of the validation split belongs to half i modulo 2; the other network was measured on it.
-    """
+    """The mean of two refined networks, each of which learned one half of the validation faces."""
     learners, temperatures = [], []
+    by = learned_by(torch.arange(len(validation[1]), device=validation[1].device))
     for half in range(2):
         torch.manual_seed(config.seed + half)
-        more = [part[half::2] for part in validation]
-        held = [part[1 - half :: 2] for part in validation]
+        more = [part[by == half] for part in validation]
+        held = [part[by != half] for part in validation]
         faces, labels = (torch.cat([a, b]) for a, b in zip(training, more, strict=True))
         trust = torch.full((len(labels),), config.trust, device=labels.device)
         trust[len(training[1]) :] *= 2
