@@ -16,17 +16,10 @@ from caan.models import FrameBatch
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
 from caan.starter.head import as_cropped, spoil
+from caan.starter.learner import unfold
 from caan.starter.network import WEIGHTS, StarterFace, standardise
-from caan.starter.recipe import (
-    RecipeConfig,
-    Refining,
-    Seen,
-    drawn_faces,
-    fit,
-    load_faces,
-    train,
-    unfold,
-)
+from caan.starter.recipe import RecipeConfig, drawn_faces, fit, load_faces, train
+from caan.starter.teaching import Refining, Seen
 
 MODEL = WEIGHTS.with_name("model")
 
@@ -175,9 +168,10 @@ def test_each_refined_network_is_measured_on_faces_that_it_has_not_learned(
         return fit(stage, learner, faces, labels, validation, config)
 
     monkeypatch.setattr("caan.starter.recipe.fit", watched)
-    weights = train(RecipeConfig(
+    config = RecipeConfig(
         faces=few_faces, output=tmp_path, device="cpu", start=WEIGHTS, refine_steps=2, batch=16
-    ))  # fmt: skip
+    )
+    weights = train(config)
     validation = {face.numpy().tobytes() for face in load_faces(few_faces, "val")[0]}
     assert learned[0] | learned[1] > validation, "together they learn every validation face"
     assert held[0] | held[1] == validation
@@ -185,6 +179,20 @@ def test_each_refined_network_is_measured_on_faces_that_it_has_not_learned(
     assert not held[1] & learned[1]
     paths = (weights, tmp_path / "refined0.safetensors", tmp_path / "refined1.safetensors")
     assert len({StarterFace(path).identity for path in paths}) == 3
+
+
+def test_refining_another_network_does_not_continue_the_first_ones_state(
+    few_faces: Path, tmp_path: Path
+) -> None:
+    config = RecipeConfig(
+        faces=few_faces, output=tmp_path / "out", device="cpu", start=WEIGHTS, refine_steps=1,
+        batch=16,
+    )  # fmt: skip
+    first = train(config).rename(tmp_path / "first.safetensors")
+    second = train(dataclasses.replace(config, start=first)).rename(tmp_path / "second.safetensors")
+    assert StarterFace(second).identity != StarterFace(first).identity
+    again = train(dataclasses.replace(config, start=first))
+    assert StarterFace(again).identity == StarterFace(second).identity, "nothing left to do"
 
 
 def test_batch_norms_put_back_change_nothing(

@@ -9,13 +9,12 @@ refined twice, each time with another half of the validation faces beside the tr
 the mean of both ships (Wortsman et al. 2022, "Model soups"): more faces are learned, and each half
 still has a network that never saw it, from which the validation figures are. One GPU is used where
 there is one. The same command continues a run that was stopped. DIR gets
-`starter_face.safetensors`, `refined0.safetensors` and `refined1.safetensors`, `training.jsonl`
-(validation figures), `state/` and `model/` (the head).
+`starter_face.safetensors`, `unrefined.safetensors`, `refined0.safetensors` and
+`refined1.safetensors`, `training.jsonl` (validation figures), `state/` and `model/` (the head).
 """
 
 import copy
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -34,15 +33,9 @@ from torch.nn import functional
 
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
-from caan.starter.network import (
-    INPUT_SIZE_PIXELS,
-    NUM_EMBEDDED,
-    ResidualBlock,
-    StarterFace,
-    build_trunk,
-    fold_batch_norms,
-    standardise,
-)
+from caan.starter.learner import Learner, unfold
+from caan.starter.network import INPUT_SIZE_PIXELS, StarterFace, standardise
+from caan.starter.teaching import Labels, Refining, Seen, Teachers
 
 LOGGER = logging.getLogger(__name__)
 
@@ -111,85 +104,6 @@ def load_faces(path: Path, split: str) -> tuple[Tensor, Tensor]:
     ]
     labels = [EMOTIONS.index(label) for label in table["label"].to_pylist()]
     return torch.from_numpy(np.stack(pictures))[:, None], torch.tensor(labels)
-
-
-class Learner(nn.Module):
-    """The network, or one `width` times as wide, while it learns, with batch norms."""
-
-    def __init__(self, width: int = 1) -> None:
-        super().__init__()
-        self.trunk = build_trunk(width)
-        self.classifier = nn.Linear(NUM_EMBEDDED * width, len(EMOTIONS))
-        nn.init.normal_(self.classifier.weight, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.norm2.weight)  # every block begins as its shortcut
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, standard_B1HW: Tensor) -> Tensor:
-        """Logits [B, K] of standardised grey pictures."""
-        pictures = standard_B1HW.contiguous(memory_format=torch.channels_last)
-        embedded = self.trunk(pictures).mean((2, 3))
-        return self.classifier(functional.dropout(embedded, 0.3, self.training))
-
-    def folded(self) -> "Learner":
-        """A frozen copy for use, with every batch norm folded away."""
-        copied = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_batch_norms(copied.trunk)
-        return copied.to(memory_format=torch.channels_last)
-
-    def finished(self) -> StarterFace:
-        """The network as it ships."""
-        network = StarterFace(weights=None)
-        network.load_state_dict({**self.folded().state_dict(), "temperature": torch.ones(())})
-        return network.to(self.classifier.weight.device).eval()
-
-
-@torch.no_grad()
-def unfold(network: StarterFace, pictures: Tensor) -> Learner:
-    """A learner with batch norms that computes what the network does.
-
-    The norms get the means and variances of the convolutions' outputs for standardised pictures
-    [B, 1, H, W]. The convolutions get half the size that they would begin with, since behind a
-    norm only their direction counts and their size sets the pace of learning.
-    """
-    found: dict[str, tuple[Tensor, Tensor]] = {}  # at once, since the ReLUs work in place
-    folded = dict(network.trunk.named_modules())
-    hooks = [
-        module.register_forward_hook(
-            lambda _module, _inputs, output, name=name: found.update(
-                {name: torch.var_mean(output, (0, 2, 3), correction=0)}
-            )
-        )
-        for name, module in folded.items()
-        if isinstance(module, nn.Conv2d)
-    ]
-    network.embed(pictures)
-    for hook in hooks:
-        hook.remove()
-    learner = Learner().to(pictures.device)
-    learner.classifier.load_state_dict(network.classifier.state_dict())
-    layers = list(learner.trunk.named_modules())
-    for (name, conv), (_, norm) in itertools.pairwise(layers):
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        assert isinstance(norm, nn.BatchNorm2d), "a norm follows every convolution"
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        source = folded[name]
-        assert isinstance(source, nn.Conv2d)
-        assert source.bias is not None
-        sizes = source.weight.flatten(1).norm(dim=1).clamp(1e-6)
-        scale = 0.5 * math.sqrt(2 * conv.in_channels / conv.out_channels) / sizes
-        variance, mean = found[name]
-        conv.weight.copy_(source.weight * scale[:, None, None, None])
-        norm.running_mean.copy_((mean - source.bias) * scale)
-        norm.running_var.copy_(variance * scale**2)
-        norm.weight.copy_((norm.running_var + norm.eps).sqrt() / scale)
-        norm.bias.copy_(mean)
-    return learner
 
 
 def learned_by(places: Tensor) -> Tensor:
@@ -268,73 +182,6 @@ def calibrate(network: StarterFace, faces: Tensor, labels: Tensor) -> None:
         network.temperature.copy_(choices[losses.index(min(losses))])
 
 
-class Labels:
-    """Teaches what the labels say, mixed with the network's own running opinion of each face."""
-
-    def __init__(self, labels: Tensor, config: RecipeConfig) -> None:
-        self.labels = functional.one_hot(labels, len(EMOTIONS)).float()
-        self.labels = self.labels * (1 - config.smoothing) + config.smoothing / len(EMOTIONS)
-        self.opinions = torch.full_like(self.labels, 1 / len(EMOTIONS))
-        self.seen = torch.zeros_like(labels)
-        self.memory = config.memory
-
-    def targets(self, seen: "Seen", progress: float) -> Tensor:
-        """Probabilities [B, K] to learn at this share of the schedule."""
-        own = self.memory * min(1.0, max(0.0, (progress - 0.15) / 0.3))
-        weight = own * (self.seen[seen.faces_2B] > 2)[..., None]
-        both = self.labels[seen.faces_2B].lerp(self.opinions[seen.faces_2B], weight)
-        return both[1].lerp(both[0], seen.share[:, None])
-
-    def remember(self, seen: "Seen", logits: Tensor) -> None:
-        """Take note of what the network said about the faces that were seen alone."""
-        index, alone = seen.faces_2B[0], seen.share == 1
-        opinions = self.opinions[index]
-        self.opinions[index] = opinions.lerp(logits.softmax(1), 0.3 * alone[:, None])
-        self.seen[index] += alone
-
-
-class Teachers:
-    """Teaches what trained networks say on average about the very picture that is seen."""
-
-    def __init__(self, networks: list[Learner]) -> None:
-        self.networks = [network.folded() for network in networks]
-
-    @torch.no_grad()
-    def targets(self, seen: "Seen", progress: float) -> Tensor:
-        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
-        opinions = [network(seen.pictures).float().softmax(1) for network in self.networks]
-        return torch.stack(opinions).mean(0)
-
-
-class Refining:
-    """Teaches labels, smoothed, mixed with what the network said of the very picture before."""
-
-    def __init__(self, network: StarterFace, labels: Tensor, trust: Tensor, smoothing: float):
-        self.network = network
-        self.labels = functional.one_hot(labels, len(EMOTIONS)).float()
-        self.labels = self.labels * (1 - smoothing) + smoothing / len(EMOTIONS)
-        self.trust = trust
-        """Share [N] of the label in each face's target."""
-
-    @torch.no_grad()
-    def targets(self, seen: "Seen", progress: float) -> Tensor:
-        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
-        before = self.network.classifier(self.network.embed(seen.pictures)).float().softmax(1)
-        first, second = self.labels[seen.faces_2B]
-        told = second.lerp(first, seen.share[:, None])
-        trust_first, trust_second = self.trust[seen.faces_2B]
-        return before.lerp(told, trust_second.lerp(trust_first, seen.share)[:, None])
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """One step's pictures: standardised [B, 1, H, W], of two faces each, with the first's share."""
-
-    pictures: Tensor
-    faces_2B: Tensor
-    share: Tensor
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One network's training: what teaches it, how long, and its seed."""
@@ -379,6 +226,7 @@ def fit(
     torch.manual_seed(stage.seed + 1000 * (step + 1))
     draws = drawn_faces(labels, config.balance, config.batch)
     started, last_kept = time.monotonic() - elapsed, elapsed
+    has_bf16 = faces.is_cuda or torch.cpu.get_capabilities().get("avx512_bf16", False)
     learner.train()
     while True:
         elapsed = time.monotonic() - started
@@ -405,7 +253,6 @@ def fit(
         pictures = augment(faces[index].float(), INPUT_SIZE_PIXELS, config.strength)
         pictures, share, partner = blend(pictures, config.blended)
         seen = Seen(standardise(pictures), torch.stack([index, index[partner]]), share)
-        has_bf16 = faces.is_cuda or torch.cpu.get_capabilities().get("avx512_bf16", False)
         with torch.autocast(faces.device.type, torch.bfloat16, enabled=has_bf16):
             logits = learner(seen.pictures).float()
             wanted = teaching.targets(seen, progress)
@@ -450,13 +297,14 @@ def train(config: RecipeConfig) -> Path:
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     faces, labels = (part.to(config.device) for part in load_faces(config.faces, "train"))
     pictures, answers = (part.to(config.device) for part in load_faces(config.faces, "val"))
-    if config.start:
-        network = StarterFace(config.start).to(config.device)
-    else:
+    start = config.start or config.output / "unrefined.safetensors"
+    if not config.start:
         network = _taught(config, faces, labels, (pictures, answers))
         torch.manual_seed(config.seed)
         calibrate(network, pictures, answers)
         _log(config, "not refined", evaluate(network, pictures, answers))
+        _save(network, start)
+    network = StarterFace(start).to(config.device)
     if config.refine_steps:
         network = _refined(config, network, (faces, labels), (pictures, answers))
     weights = config.output / "starter_face.safetensors"
@@ -473,13 +321,13 @@ def _taught(
     for number in range(config.teachers):
         seed = config.seed + number + 1
         minutes = config.minutes / 2 / config.teachers
-        labelled = Labels(labels, config)
+        labelled = Labels(labels, config.smoothing, config.memory)
         stage = Stage(f"teacher{number}", labelled, config.teacher_steps, minutes, seed, rate)
         torch.manual_seed(seed)
         learner = Learner(config.teacher_width).to(config.device)
         teachers.append(fit(stage, learner, faces, labels, validation, config))
     minutes = config.minutes
-    teaching: Labels | Teachers = Labels(labels, config)
+    teaching: Labels | Teachers = Labels(labels, config.smoothing, config.memory)
     if teachers:
         found = _accuracies(_view_and_mirror(teachers, validation[0]), validation[1])
         _log(config, "all teachers", found)
@@ -498,6 +346,7 @@ def _refined(
 ) -> StarterFace:
     """The mean of two refined networks, each of which learned one half of the validation faces."""
     learners, temperatures = [], []
+    origin = network.identity.rpartition(":")[2][:8]  # no other network's state is continued
     by = learned_by(torch.arange(len(validation[1]), device=validation[1].device))
     for half in range(2):
         torch.manual_seed(config.seed + half)
@@ -510,7 +359,7 @@ def _refined(
         some = faces[torch.randperm(len(faces), device=faces.device)[:2048]].float()
         changed = standardise(augment(some, INPUT_SIZE_PIXELS, config.strength))
         stage = Stage(
-            f"refined{half}", teaching, config.refine_steps, 0.0, config.seed + half,
+            f"refined{half}-{origin}", teaching, config.refine_steps, 0.0, config.seed + half,
             config.refine_rate,
         )  # fmt: skip
         learner = unfold(network, changed)

@@ -1,0 +1,97 @@
+"""The starter's face network while it learns: with batch norms, and how they come and go."""
+
+import copy
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from caan.schema import EMOTIONS
+from caan.starter.network import (
+    NUM_EMBEDDED,
+    ResidualBlock,
+    StarterFace,
+    build_trunk,
+    fold_batch_norms,
+)
+
+
+class Learner(nn.Module):
+    """The network, or one `width` times as wide, while it learns, with batch norms."""
+
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.trunk = build_trunk(width)
+        self.classifier = nn.Linear(NUM_EMBEDDED * width, len(EMOTIONS))
+        nn.init.normal_(self.classifier.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.norm2.weight)  # every block begins as its shortcut
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, standard_B1HW: Tensor) -> Tensor:
+        """Logits [B, K] of standardised grey pictures."""
+        pictures = standard_B1HW.contiguous(memory_format=torch.channels_last)
+        embedded = self.trunk(pictures).mean((2, 3))
+        return self.classifier(functional.dropout(embedded, 0.3, self.training))
+
+    def folded(self) -> "Learner":
+        """A frozen copy for use, with every batch norm folded away."""
+        copied = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_batch_norms(copied.trunk)
+        return copied.to(memory_format=torch.channels_last)
+
+    def finished(self) -> StarterFace:
+        """The network as it ships."""
+        network = StarterFace(weights=None)
+        network.load_state_dict({**self.folded().state_dict(), "temperature": torch.ones(())})
+        return network.to(self.classifier.weight.device).eval()
+
+
+@torch.no_grad()
+def unfold(network: StarterFace, pictures: Tensor) -> Learner:
+    """A learner with batch norms that computes what the network does.
+
+    The norms get the means and variances of the convolutions' outputs for standardised pictures
+    [B, 1, H, W]. The convolutions get half the size that they would begin with, since behind a
+    norm only their direction counts and their size sets the pace of learning.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}  # at once, since the ReLUs work in place
+    folded = dict(network.trunk.named_modules())
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: found.update(
+                {name: torch.var_mean(output, (0, 2, 3), correction=0)}
+            )
+        )
+        for name, module in folded.items()
+        if isinstance(module, nn.Conv2d)
+    ]
+    network.embed(pictures)
+    for hook in hooks:
+        hook.remove()
+    learner = Learner().to(pictures.device)
+    learner.classifier.load_state_dict(network.classifier.state_dict())
+    layers = list(learner.trunk.named_modules())
+    for (name, conv), (_, norm) in itertools.pairwise(layers):
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        assert isinstance(norm, nn.BatchNorm2d), "a norm follows every convolution"
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        source = folded[name]
+        assert isinstance(source, nn.Conv2d)
+        assert source.bias is not None
+        sizes = source.weight.flatten(1).norm(dim=1).clamp(1e-6)
+        scale = 0.5 * math.sqrt(2 * conv.in_channels / conv.out_channels) / sizes
+        variance, mean = found[name]
+        conv.weight.copy_(source.weight * scale[:, None, None, None])
+        norm.running_mean.copy_((mean - source.bias) * scale)
+        norm.running_var.copy_(variance * scale**2)
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt() / scale)
+        norm.bias.copy_(mean)
+    return learner

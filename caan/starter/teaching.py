@@ -1,0 +1,82 @@
+"""What the starter's face network is taught: labels, other networks' opinions, or both mixed."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from caan.schema import EMOTIONS
+from caan.starter.learner import Learner
+from caan.starter.network import StarterFace
+
+
+def smoothed(labels: Tensor, smoothing: float) -> Tensor:
+    """Labels int64 [N] as probabilities [N, K]; `smoothing` of each is spread over all emotions."""
+    told = functional.one_hot(labels, len(EMOTIONS)).float()
+    return told * (1 - smoothing) + smoothing / len(EMOTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One step's pictures: standardised [B, 1, H, W], of two faces each, with the first's share."""
+
+    pictures: Tensor
+    faces_2B: Tensor
+    share: Tensor
+
+
+class Labels:
+    """Teaches what the labels say, mixed with the network's own running opinion of each face."""
+
+    def __init__(self, labels: Tensor, smoothing: float, memory: float) -> None:
+        self.labels = smoothed(labels, smoothing)
+        self.opinions = torch.full_like(self.labels, 1 / len(EMOTIONS))
+        self.seen = torch.zeros_like(labels)
+        self.memory = memory
+
+    def targets(self, seen: "Seen", progress: float) -> Tensor:
+        """Probabilities [B, K] to learn at this share of the schedule."""
+        own = self.memory * min(1.0, max(0.0, (progress - 0.15) / 0.3))
+        weight = own * (self.seen[seen.faces_2B] > 2)[..., None]
+        both = self.labels[seen.faces_2B].lerp(self.opinions[seen.faces_2B], weight)
+        return both[1].lerp(both[0], seen.share[:, None])
+
+    def remember(self, seen: "Seen", logits: Tensor) -> None:
+        """Take note of what the network said about the faces that were seen alone."""
+        index, alone = seen.faces_2B[0], seen.share == 1
+        opinions = self.opinions[index]
+        self.opinions[index] = opinions.lerp(logits.softmax(1), 0.3 * alone[:, None])
+        self.seen[index] += alone
+
+
+class Teachers:
+    """Teaches what trained networks say on average about the very picture that is seen."""
+
+    def __init__(self, networks: list[Learner]) -> None:
+        self.networks = [network.folded() for network in networks]
+
+    @torch.no_grad()
+    def targets(self, seen: "Seen", progress: float) -> Tensor:
+        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
+        opinions = [network(seen.pictures).float().softmax(1) for network in self.networks]
+        return torch.stack(opinions).mean(0)
+
+
+class Refining:
+    """Teaches labels, smoothed, mixed with what the network said of the very picture before."""
+
+    def __init__(self, network: StarterFace, labels: Tensor, trust: Tensor, smoothing: float):
+        self.network = network
+        self.labels = smoothed(labels, smoothing)
+        self.trust = trust
+        """Share [N] of the label in each face's target."""
+
+    @torch.no_grad()
+    def targets(self, seen: "Seen", progress: float) -> Tensor:
+        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
+        before = self.network.classifier(self.network.embed(seen.pictures)).float().softmax(1)
+        first, second = self.labels[seen.faces_2B]
+        told = second.lerp(first, seen.share[:, None])
+        trust_first, trust_second = self.trust[seen.faces_2B]
+        return before.lerp(told, trust_second.lerp(trust_first, seen.share)[:, None])
