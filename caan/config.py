@@ -9,8 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from caan.errors import InputError
-from caan.storage import redact
+from caan.errors import InputError, redact
 
 T = TypeVar("T")
 

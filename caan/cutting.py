@@ -30,7 +30,8 @@ from caan.faces import (
 )
 from caan.identity import IdentityConfig, dlib_identity, identify
 from caan.schema import PICTURES_SCHEMA, table_of
-from caan.storage import explained, is_s3, open_ranges
+from caan.storage.files import explained, open_ranges
+from caan.storage.paths import is_s3
 from caan.video import Frame, KeyFrame, key_frames, sample_frames
 
 PICTURE_SIZE = 224

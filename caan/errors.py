@@ -1,4 +1,18 @@
-"""What can be wrong with the user's input, and with one video."""
+"""What can be wrong with the user's input, with storage and with one video."""
+
+import os
+import re
+
+_USER_INFO = re.compile(r"(?<=://)[^\s/@`]*@")
+_QUERY = re.compile(r"(https?://[^\s?`'\"]*)\?[^\s`'\"]*")
+
+
+def redact(text: str) -> str:
+    """`text` without credentials: user info and query of URLs, and the AWS secrets in use."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        if len(secret := os.environ.get(name, "")) >= 8:
+            text = text.replace(secret, f"<{name}>")
+    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
 
 
 class InputError(ValueError):

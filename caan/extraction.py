@@ -36,12 +36,12 @@ from caan.cutting import (
     status_row,
     warm_up,
 )
-from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError
+from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
 from caan.faces import Box, DetectorConfig, load_detector, resize_context, select_faces
 from caan.identity import IdentityConfig, identify
 from caan.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
-from caan.scratch import scratch_file, sweep
+from caan.storage.scratch import scratch_file, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class SegmentDecoder:
         except FileNotFoundError:
             return status_row(request, "missing", f"there is no file `{request['uri']}`")
         except VideoError as error:
-            return status_row(request, error.status, storage.redact(str(error))[:500])
+            return status_row(request, error.status, redact(str(error))[:500])
 
     def _check_unchanged(self, request: dict[str, Any]) -> None:
         if request["etag"] is None:

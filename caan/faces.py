@@ -195,7 +195,7 @@ def retinaface_weights_path(config: DetectorConfig) -> Path:
         InputError: there is no such file. Nothing is downloaded from the web here.
     """
     if config.weights.startswith("s3://"):
-        from caan.storage import fetch
+        from caan.storage.files import fetch
         from caan.weights import cache_folder
 
         try:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from caan import runs, storage
-from caan.errors import InputError
+from caan.errors import InputError, redact
 from caan.verification import TABLES
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
@@ -55,7 +55,7 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
     run_file = storage.join(output, "run.json")
     if not storage.exists(run_file):
         raise InputError(
-            f"`{storage.redact(output)}` has no run.json: --output takes a folder that one of the "
+            f"`{redact(output)}` has no run.json: --output takes a folder that one of the "
             "jobs wrote."
         )
     done = Forgotten()

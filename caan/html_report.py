@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from caan import storage
 from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
+from caan.errors import redact
 from caan.evaluation import NO_LABEL, NOT_LABELLED, EvaluatedVideo, Row, context_told
 from caan.plots import StripFrame
 from caan.schema import STATUSES, UNCERTAIN, canonical_emotion
@@ -124,7 +124,7 @@ class _Rows:
 
     def add_video(self, video: EvaluatedVideo, has_preview: bool) -> None:
         """A row of `videos`."""
-        uri = storage.redact(video.row["uri"])
+        uri = redact(video.row["uri"])
         folder, slash, name = uri.rpartition("/")
         self.videos.append(
             [
@@ -164,7 +164,7 @@ class _Rows:
         if told := context_told(person):
             self.contexts[row] = told
         if person.get("error"):
-            self.errors[row] = storage.redact(person["error"])
+            self.errors[row] = redact(person["error"])
         if spans:
             self.windows[row] = [
                 [

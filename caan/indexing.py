@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow as pa
 
 from caan import storage
-from caan.errors import VideoError
+from caan.errors import VideoError, redact
 from caan.sandbox import Sandbox
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.storage import is_s3, open_ranges
+from caan.storage.files import open_ranges
+from caan.storage.paths import is_s3
 from caan.video import probe
 
 PROBE_SECONDS = 60.0
@@ -63,7 +64,7 @@ class IndexProber:
         try:
             found = self.sandbox.run(probe_uri, row["uri"])
         except VideoError as error:
-            text = storage.redact(str(error))[:500]
+            text = redact(str(error))[:500]
             return row | {"status": error.status, "error": text}
         except FileNotFoundError:
             return row | {"status": "missing", "error": f"there is no file `{row['uri']}`"}

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from caan import storage
-from caan.errors import InputError
+from caan.errors import InputError, redact
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
     LABELS_SCHEMA,
@@ -76,7 +76,7 @@ def read_label_run(path: str) -> LabelRun:
     """
     if not storage.exists(path):
         raise InputError(
-            f"nothing is at `{storage.redact(path)}`: --labels takes the folder that jobs.label "
+            f"nothing is at `{redact(path)}`: --labels takes the folder that jobs.label "
             "wrote, or a Parquet file of labels."
         )
     inner = storage.join(path, "labels")
@@ -98,7 +98,7 @@ def read_manifest(path: str, split: str = "") -> pa.Table:
     """
     if not storage.exists(path):
         raise InputError(
-            f"no manifest is at `{storage.redact(path)}`: --manifest takes what jobs.index wrote."
+            f"no manifest is at `{redact(path)}`: --manifest takes what jobs.index wrote."
         )
     manifest = check_table(storage.read_table(path), MANIFEST_SCHEMA, f"the manifest at `{path}`")
     if not split:

@@ -20,9 +20,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from caan.errors import InputError, StorageError
-from caan.storage import redact
-from caan.storage_errors import fault_of
+from caan.errors import InputError, StorageError, redact
+from caan.storage.failures import fault_of
 
 logger = logging.getLogger(__name__)
 

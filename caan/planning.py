@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from caan.errors import InputError
 from caan.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, check_table, segment_id_of, table_of
-from caan.storage import normalise
+from caan.storage.paths import normalise
 
 SHARD_SEGMENTS = 50_000
 """Most segments of one shard; a shard is one run of Ray Data with a checkpoint of its own."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from caan import storage
-from caan.errors import StorageError, VideoError
+from caan.errors import StorageError, VideoError, redact
 from caan.plots import StripFrame
 from caan.sandbox import Sandbox
 from caan.thumbnails import thumbnails
@@ -84,7 +84,7 @@ class StripMaker:
                     self._sandbox.run(thumbnails, path, list(times_seconds), config.picture_pixels)
                 )
         except (VideoError, StorageError, FileNotFoundError) as error:
-            logger.warning("no pictures of %s: %s", storage.redact(row["uri"]), error)
+            logger.warning("no pictures of %s: %s", redact(row["uri"]), error)
             return [None] * len(times_seconds)
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from caan import config as configs
 from caan import runs, storage
-from caan.errors import InputError
+from caan.errors import InputError, redact
 from caan.runs import Shard
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
@@ -73,12 +73,12 @@ def verify(path: str) -> Findings:
     findings = Findings()
     if path.endswith(".parquet"):
         if not storage.exists(path):
-            raise InputError(f"nothing is at `{storage.redact(path)}`: check --output.")
+            raise InputError(f"nothing is at `{redact(path)}`: check --output.")
         _check_manifest(path, findings)
         return findings
     if not storage.exists(storage.join(path, "run.json")):
         raise InputError(
-            f"`{storage.redact(path)}` has no run.json: --output takes the folder that jobs.extract"
+            f"`{redact(path)}` has no run.json: --output takes the folder that jobs.extract"
             " or jobs.label wrote, or a manifest (.parquet)."
         )
     record = storage.read_json(storage.join(path, "run.json"))
@@ -87,7 +87,7 @@ def verify(path: str) -> Findings:
         return findings
     if record.get("job") not in TABLES:
         raise InputError(
-            f"`{storage.redact(path)}` was written by jobs.{record.get('job')}: only outputs of "
+            f"`{redact(path)}` was written by jobs.{record.get('job')}: only outputs of "
             f"{', '.join(TABLES)} and manifests can be verified."
         )
     videos = _check_manifest(storage.join(path, "manifest.parquet"), findings)
@@ -105,7 +105,7 @@ def _read(uri: str, findings: Findings) -> pa.Table | None:
     try:
         content = storage.read_bytes(uri)
     except FileNotFoundError:
-        findings.add(f"`{storage.redact(uri)}` is missing")
+        findings.add(f"`{redact(uri)}` is missing")
         return None
     try:
         if not content.startswith(b"PAR1"):  # pyarrow looks at the file's end only
@@ -115,7 +115,7 @@ def _read(uri: str, findings: Findings) -> pa.Table | None:
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        findings.add(f"`{storage.redact(uri)}` cannot be read: {reason}")
+        findings.add(f"`{redact(uri)}` cannot be read: {reason}")
         return None
     findings.num_files += 1
     return table
@@ -131,7 +131,7 @@ def _has_schema(table: pa.Table, schema: pa.Schema, uri: str, findings: Findings
     ]
     foreign = [name for name in table.column_names if name not in schema.names]
     names = changed + foreign or ["order of the columns"]
-    findings.add(f"`{storage.redact(uri)}` departs from the schema", names)
+    findings.add(f"`{redact(uri)}` departs from the schema", names)
     return False
 
 
@@ -213,7 +213,7 @@ def _rows_of_shard(
         schema = None if table is None else _segment_schema(table, record)
         if table is None or schema is None:
             if table is not None:
-                findings.add(f"`{storage.redact(uri)}` has no vectors: another table")
+                findings.add(f"`{redact(uri)}` has no vectors: another table")
             continue
         if not _has_schema(table, schema, uri, findings):
             continue
@@ -222,7 +222,7 @@ def _rows_of_shard(
         for items in (frames, faces):
             for part in items.type:
                 if pa.types.is_fixed_size_list(part.type) and not _is_finite(items, part.name):
-                    findings.add(f"`{storage.redact(uri)}`: {part.name} has values not finite")
+                    findings.add(f"`{redact(uri)}`: {part.name} has values not finite")
         index = frames.field("frame_index").to_numpy(zero_copy_only=False)
         pts = frames.field("pts_seconds").to_numpy(zero_copy_only=False)
         face_index = faces.field("frame_index").to_numpy(zero_copy_only=False)
@@ -283,7 +283,7 @@ def _is_finite(items: pa.StructArray, name: str) -> bool:
 def _check_boxes(faces: pa.StructArray, uri: str, findings: Findings) -> None:
     boxes = faces.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
     if not (boxes[:, :2] < boxes[:, 2:]).all():
-        findings.add(f"`{storage.redact(uri)}` has empty or turned face boxes")
+        findings.add(f"`{redact(uri)}` has empty or turned face boxes")
 
 
 def _is_on_grid(row: dict[str, Any], request: dict[str, Any], options: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from caan import storage
-from caan.errors import InputError
+from caan.errors import InputError, redact
 from caan.weight_formats import read_weights, to_state_dict
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def find_weights(backbone: str, weights: str = "") -> Path:
     if weights.startswith(("http://", "https://")):
         if "@" in weights.split("/")[2]:
             raise InputError(
-                f"`{storage.redact(weights)}` was given with a user name: fetch it by hand and "
+                f"`{redact(weights)}` was given with a user name: fetch it by hand and "
                 "name the file, or use a signed URL."
             )
         digest = hashlib.sha256(weights.encode()).hexdigest()[:8]
@@ -211,8 +211,7 @@ def find_weights(backbone: str, weights: str = "") -> Path:
                 download(weights, target)
             except OSError as error:
                 raise InputError(
-                    f"the weights `{storage.redact(weights)}` cannot be fetched: "
-                    f"{storage.redact(str(error))}"
+                    f"the weights `{redact(weights)}` cannot be fetched: {redact(str(error))}"
                 ) from error
         return target
     if storage.is_folder(weights):
@@ -229,7 +228,7 @@ def find_weights(backbone: str, weights: str = "") -> Path:
 def _absent(backbone: str, target: Path, error: OSError) -> str:
     official = OFFICIAL_FILES[backbone]
     option = f"--{official.role}-weights"
-    reason = storage.redact(str(error))
+    reason = redact(str(error))
     return (
         f"the backbone `{backbone}` has no weights here: `{official.file_name}` is not in "
         f"`{target.parent}`, and {official.url} cannot be fetched ({reason}). Download it where "
@@ -263,7 +262,7 @@ def download(url: str, target: Path, *, sha256_prefix: str = "") -> None:
     with _locked(target):
         if target.exists():
             return
-        logger.info("downloading %s to %s", storage.redact(url), target)
+        logger.info("downloading %s to %s", redact(url), target)
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
             try:
                 _download_rest(url, part)
@@ -277,7 +276,7 @@ def download(url: str, target: Path, *, sha256_prefix: str = "") -> None:
         digest = _sha256(part)
         if not digest.startswith(sha256_prefix):
             part.unlink()
-            source = storage.redact(url)
+            source = redact(url)
             raise InputError(f"{source} gave a file with sha256 {digest}, not {sha256_prefix}...")
         logger.info("%s has sha256 %s", target.name, digest)
         part.replace(target)

@@ -28,7 +28,7 @@ from caan import annotation, on_ray, storage
 from caan.annotation import Vote
 from caan.clipping import Clip, cut
 from caan.datasets.folder import read_list
-from caan.errors import InputError, VideoError
+from caan.errors import InputError, VideoError, redact
 from caan.indexing import IndexProber
 from caan.sandbox import Sandbox
 from caan.schema import LABEL_SETS, MANIFEST_SCHEMA, canonical_emotion, check_table, table_of
@@ -148,7 +148,7 @@ def _cut(row: dict[str, Any], output: str, sandbox: Sandbox) -> tuple[dict[str, 
                 how = sandbox.run(cut, clip)
                 storage.write_bytes(target, Path(path).read_bytes())
         except VideoError as error:
-            text = storage.redact(str(error))[:500]
+            text = redact(str(error))[:500]
             return done | {"status": error.status, "error": text}, f"{error.status}: {text}"
     file = storage.stat(target)
     return done | {"size_bytes": file.size_bytes, "etag": file.etag}, how

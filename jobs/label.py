@@ -21,7 +21,7 @@ import ray
 from caan import checkpoint, config, on_ray, runs, storage
 from caan.checkpoint import ModelInfo
 from caan.detections import TrackConfig, with_identity
-from caan.errors import InputError
+from caan.errors import InputError, redact
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
 from caan.identity import IdentityConfig, dlib_identity, identity_name
 from caan.labelling import SegmentScorer
@@ -236,7 +236,7 @@ def main(job: Job) -> int:
         record = run.process(pipeline)
         record["label_set"] = list(model.info.label_set)
         record["model_id"] = model.model_id
-        record["model"] = storage.redact(job.model) or "starter"
+        record["model"] = redact(job.model) or "starter"
         record["pooling"] = config.to_dict(pooling)
         record["num_people"] = pool(job.output, model_ref, pooling)
         record["files_failed"] = write_files(job.output, model.info.label_set, job.write)

@@ -18,6 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from caan import config, on_ray, storage
+from caan.errors import redact
 from caan.models.build import ModelConfig, build_model
 from caan.packing import PackedVideos
 from caan.recipes import Recipe
@@ -265,7 +266,7 @@ def callbacks_of(job: Job, metric: str) -> list[tune.Callback]:
     if job.mlflow:
         callbacks.append(
             MLflowLoggerCallback(
-                tracking_uri=job.mlflow, experiment_name=storage.redact(job.output.rstrip("/"))
+                tracking_uri=job.mlflow, experiment_name=redact(job.output.rstrip("/"))
             )
         )
     return callbacks

@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-from caan.scratch import MIN_AGE_SECONDS, PREFIX, scratch_file, sweep
+from caan.storage.scratch import MIN_AGE_SECONDS, PREFIX, scratch_file, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
 import sys, time
-from caan.scratch import scratch_file
+from caan.storage.scratch import scratch_file
 with scratch_file(sys.argv[1]) as path:
     print(path, flush=True)
     time.sleep(60)

@@ -8,7 +8,8 @@ import pytest
 from moto.moto_server.threaded_moto_server import MotoRequestHandler
 
 from caan import storage
-from caan.errors import InputError, Missing, StorageError
+from caan.errors import InputError, Missing, StorageError, redact
+from caan.storage import files, paths
 
 TABLE = pa.table({"n": [1, 2, 3]})
 
@@ -152,7 +153,7 @@ def test_credentials_are_redacted_and_the_rest_stays(monkeypatch):
         "no `s3://bucket/a?.mp4`: is it there? See https://me:pw@host/p?sig=abc "
         "and http://you:pw2@[::1]:80, not very-secret."
     )
-    assert storage.redact(text) == (
+    assert redact(text) == (
         "no `s3://bucket/a?.mp4`: is it there? See https://host/p and http://[::1]:80, "
         "not <AWS_SECRET_ACCESS_KEY>."
     )
@@ -179,7 +180,7 @@ def test_denied_access_is_named_as_such(s3_server, s3_bucket):
 
 def test_storage_out_of_reach_is_named_as_such(s3_bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage, "S3_ATTEMPTS", 1)
+    monkeypatch.setattr(paths, "S3_ATTEMPTS", 1)
     for action in (storage.read_bytes, storage.stat, storage.list_files):
         with pytest.raises(StorageError, match=r"storage failed while .* `s3://"):
             action(s3_bucket + "/x")
@@ -221,7 +222,7 @@ def test_small_objects_are_spooled_and_large_ones_and_local_files_stay(s3_bucket
 
 
 def test_a_large_object_is_read_by_ranges(s3_bucket, monkeypatch):
-    monkeypatch.setattr(storage, "RANGE_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(files, "RANGE_BUFFER_BYTES", 1000)
     uri, content = s3_bucket + "/large.mp4", bytes(range(256)) * 4000
     storage.write_bytes(uri, content)
     sent: list[int] = []

@@ -18,7 +18,8 @@ from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.indexing import probe_uri
 from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.storage_errors import fault_of
+from caan.storage import paths
+from caan.storage.failures import fault_of
 
 CONTENT = bytes(range(256)) * 50_000  # more than one part of an upload
 
@@ -27,7 +28,7 @@ CONTENT = bytes(range(256)) * 50_000  # more than one part of an upload
 def proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     proxy = FaultProxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(storage, "S3_REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(paths, "S3_REQUEST_SECONDS", 2.0)
     yield proxy
     proxy.close()
 
@@ -67,7 +68,7 @@ def test_faults_that_pass_are_ridden_out(kind: str, proxy: FaultProxy, s3_bucket
 def test_an_upload_that_never_ends_leaves_no_object(
     operation: str, proxy: FaultProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "S3_ATTEMPTS", 2)
+    monkeypatch.setattr(paths, "S3_ATTEMPTS", 2)
     proxy.faults = Faults(kinds=("503",), operations=(operation,), most_per_request=100)
     with pytest.raises(StorageError, match=r"storage failed while writing `s3://.*/x`"):
         storage.write_bytes(s3_bucket + "/x", CONTENT)

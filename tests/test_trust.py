@@ -30,6 +30,7 @@ from caan.indexing import IndexProber
 from caan.planning import check_manifest
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
+from caan.storage import paths
 from caan.training import STATE_FILE, fit
 from caan.vgg import Vgg
 from caan.voting import make_server
@@ -288,7 +289,7 @@ def test_errors_of_bad_addresses_hold_no_secret(
     from jobs import extract
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage, "S3_ATTEMPTS", 1)
+    monkeypatch.setattr(paths, "S3_ATTEMPTS", 1)
     rows = [{"video_id": "a", "uri": "/a.mp4", "duration_seconds": 1.0}]
     storage.write_table(table_of(rows, MANIFEST_SCHEMA), f"{tmp_path}/m.parquet")
     options = [word if word != "M" else f"{tmp_path}/m.parquet" for word in arguments]

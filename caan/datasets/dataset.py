@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from caan import storage
-from caan.errors import InputError
+from caan.errors import InputError, redact
 from caan.schema import LABEL_SETS
 
 Row = dict[str, Any]
@@ -109,7 +109,7 @@ def check_splits(rows: Sequence[Row]) -> None:
     shared = [*shared_by_id(rows), *shared_by_content(rows)]
     if not shared:
         return
-    names = [" = ".join(f"{r['split']}: {storage.redact(r['uri'])}" for r in g) for g in shared[:3]]
+    names = [" = ".join(f"{r['split']}: {redact(r['uri'])}" for r in g) for g in shared[:3]]
     raise InputError(
         f"{len(shared)} videos are in more than one split ({'; '.join(names)}): take them out of "
         "one, or pass `--shared-videos keep`."

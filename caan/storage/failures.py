@@ -2,25 +2,14 @@
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 
-from caan.errors import StorageError
-
-_USER_INFO = re.compile(r"(?<=://)[^\s/@`]*@")
-_QUERY = re.compile(r"(https?://[^\s?`'\"]*)\?[^\s`'\"]*")
-
-
-def redact(text: str) -> str:
-    """`text` without credentials: user info and query of URLs, and the AWS secrets in use."""
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        if len(secret := os.environ.get(name, "")) >= 8:
-            text = text.replace(secret, f"<{name}>")
-    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
+from caan.errors import StorageError, redact
+from caan.storage.paths import s3fs_filesystem
 
 
 @contextmanager
@@ -71,8 +60,6 @@ def fault_of(error: OSError) -> StorageError | None:
 
 def _may_not_read(uri: str) -> bool:
     """Whether reading is denied: pyarrow cannot tell where the refusal is longer than the range."""
-    from caan.storage import s3fs_filesystem  # that module imports this one
-
     try:
         s3fs_filesystem().cat_file(uri, start=0, end=1)
     except PermissionError:

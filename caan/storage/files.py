@@ -5,7 +5,6 @@ only when their upload completes. S3 is reached by the ordinary AWS variables (A
 AWS_REGION, AWS_ACCESS_KEY_ID, ...), transient errors are retried with back-off.
 """
 
-import functools
 import hashlib
 import io
 import json
@@ -24,17 +23,18 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from caan.errors import InputError, Missing, StorageError
-from caan.scratch import scratch_file
-from caan.storage_errors import explained, redact
+from caan.errors import InputError, Missing, StorageError, redact
+from caan.storage.failures import explained
+from caan.storage.paths import (
+    filesystem,
+    is_s3,
+    join,
+    normalise,
+    s3fs_filesystem,
+)
+from caan.storage.scratch import scratch_file
 
 logger = logging.getLogger(__name__)
-
-S3_ATTEMPTS = 8
-"""Tries per request before an S3 fault counts as lasting (about a minute of back-off)."""
-
-S3_REQUEST_SECONDS = 60.0
-"""Longest silence of S3 within a request before it is tried again."""
 
 RANGE_BUFFER_BYTES = 1 << 20
 """Read-ahead of one range request on a large object."""
@@ -50,104 +50,6 @@ class StoredFile:
     """Size in bytes."""
     etag: str
     """Changes when the content does: S3's ETag, or modification time and size of a local file."""
-
-
-def is_s3(path: str) -> bool:
-    """Whether `path` names an S3 object or prefix."""
-    return path.startswith("s3://")
-
-
-def normalise(path: str | os.PathLike[str]) -> str:
-    """The form of `path` that ids are made of: absolute local path or s3:// without a last slash.
-
-    Raises:
-        InputError: it is empty, has no bucket, another scheme, credentials, or a zero byte.
-    """
-    text = os.fspath(path)
-    if "\0" in text:
-        raise InputError(f"a path holds a zero byte: {text!r}.")
-    if is_s3(text):
-        bucket = text[5:].strip("/").partition("/")[0]
-        if not bucket:
-            raise InputError(f"`{text}` names no bucket: give s3://bucket/...")
-        if "@" in bucket or ":" in bucket:
-            raise InputError(
-                f"`{redact(text)}` holds credentials or a port: give them by AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, and the path as s3://bucket/..."
-            )
-        return "s3://" + text[5:].strip("/")
-    if not text:
-        raise InputError("an empty path names no file or folder: give one.")
-    if text.startswith("s3:") or ("://" in text and not text.startswith("file://")):
-        raise InputError(
-            f"cannot use `{redact(text)}`: only local paths and s3:// are read and written."
-        )
-    return os.path.abspath(text.removeprefix("file://"))
-
-
-def join(folder: str | os.PathLike[str], *parts: str) -> str:
-    """`folder/part/...`, local or s3://, never outside `folder` whatever the parts are.
-
-    Raises:
-        InputError: a part leads up or is absolute, holds a zero byte, or is too long for a name.
-    """
-    for part in parts:
-        names = part.split("/")
-        if ".." in names or not part or part[0] == "/" or "\0" in part:
-            raise InputError(f"`{part[:100]!r}` is no name for a file inside an output folder.")
-        if max(len(os.fsencode(name)) for name in names) > 255:
-            raise InputError(f"`{part[:100]}...` is too long for a file name.")
-    return "/".join([os.fspath(folder).rstrip("/"), *parts])
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-@functools.cache
-def _s3(endpoint: str | None, region: str | None, process: int) -> pyarrow.fs.S3FileSystem:
-    arguments: dict[str, Any] = {}
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        arguments |= {"scheme": scheme, "endpoint_override": host.rstrip("/")}
-    if region:
-        arguments["region"] = region
-    return pyarrow.fs.S3FileSystem(
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        connect_timeout=10,
-        request_timeout=S3_REQUEST_SECONDS,
-        **arguments,
-    )
-
-
-def filesystem(path: str | os.PathLike[str]) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The pyarrow file system of `path`, and `path` as that file system spells it."""
-    text = normalise(path)
-    if is_s3(text):
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        return _s3(_endpoint(), region, os.getpid()), text[5:]
-    return pyarrow.fs.LocalFileSystem(), text
-
-
-def s3fs_filesystem() -> Any:
-    """S3 as s3fs sees it: for listing, and for what pyarrow does not tell."""
-    return _s3fs(_endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
-
-
-@functools.cache  # a new one asks for credentials anew, which takes 0.2 s
-def _s3fs(endpoint: str | None, key: str | None, process: int) -> Any:
-    import s3fs
-
-    return s3fs.S3FileSystem(
-        client_kwargs={"endpoint_url": endpoint} if endpoint else {},
-        config_kwargs={
-            "retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"},
-            "connect_timeout": 10,
-            "read_timeout": S3_REQUEST_SECONDS,
-        },
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
