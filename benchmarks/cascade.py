@@ -28,9 +28,9 @@ import tyro
 from caan.cascade import LOOK_SECONDS, estimated_savings
 from caan.errors import VideoError
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.media.sampling import key_frames, probe, sample_frames
 from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.video import key_frames, probe, sample_frames
 
 WIDTH, HEIGHT, RATE = 640, 360, 25
 

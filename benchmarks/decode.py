@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from benchmarks.measuring import digest, in_turn, write_clip, write_record
-from caan.video import key_frames, probe, sample_frames
+from caan.media.sampling import key_frames, probe, sample_frames
 
 
 def bare(path: str, fps: float) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.measuring import in_turn, packaged_clip, write_record
 from caan.faces import MIN_SCORES, DetectorConfig, load_detector, resize_for_detector
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 SIDES = (320, 640, 1280)
 

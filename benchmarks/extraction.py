@@ -48,7 +48,7 @@ from caan.backbones import (
 )
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 NETWORKS = {
     "vgg": ("vggface", "vgg16", "random"),

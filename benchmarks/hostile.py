@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 READ = frozenset({"ok", "partial", "no_face"})
 """Statuses of files that give pictures."""

@@ -28,7 +28,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from caan import runs, storage
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_CLIPS = 16

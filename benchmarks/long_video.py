@@ -20,8 +20,8 @@ import psutil
 import tyro
 
 from caan import storage
+from caan.media.sampling import probe
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.video import probe
 
 KINDS = {
     "spawn": "decoding child",

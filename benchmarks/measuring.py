@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from caan import runs
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 
 def machine() -> dict[str, Any]:

@@ -34,10 +34,10 @@ from caan.detections import TrackConfig, with_identity
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, iou, load_detector
 from caan.identity import IdentityConfig
+from caan.media.sampling import sample_frames
 from caan.people import VideoPeople, find_people
 from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.video import sample_frames
 
 WIDTH, HEIGHT, FPS = 640, 360, 5
 PEOPLE = {

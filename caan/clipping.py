@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 
 from caan import storage
 from caan.errors import DecodeFailed
-from caan.media_file import MediaFile, orientation
+from caan.media.container import MediaFile, orientation
 
 COPIED_CODEC, COPIED_PIXELS = "h264", ("yuv420p", "yuvj420p")
 """What is taken over as it is stored: what browsers play."""

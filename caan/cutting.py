@@ -29,10 +29,10 @@ from caan.faces import (
     select_faces,
 )
 from caan.identity import IdentityConfig, dlib_identity, identify
+from caan.media.sampling import Frame, KeyFrame, key_frames, sample_frames
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
 from caan.storage.paths import is_s3
-from caan.video import Frame, KeyFrame, key_frames, sample_frames
 
 PICTURE_SIZE = 224
 """Side of the pictures that the networks see, in pixels (paper 4.1)."""

@@ -39,7 +39,7 @@ from caan.cutting import (
 from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
 from caan.faces import Box, DetectorConfig, load_detector, resize_context, select_faces
 from caan.identity import IdentityConfig, identify
-from caan.sandbox import Sandbox
+from caan.media.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
 from caan.storage.scratch import scratch_file, sweep
 

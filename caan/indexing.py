@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from caan import storage
 from caan.errors import VideoError, redact
-from caan.sandbox import Sandbox
+from caan.media.sampling import probe
+from caan.media.sandbox import Sandbox
 from caan.schema import MANIFEST_SCHEMA, table_of
 from caan.storage.files import open_ranges
 from caan.storage.paths import is_s3
-from caan.video import probe
 
 PROBE_SECONDS = 60.0
 """Time limit on one file's probe."""

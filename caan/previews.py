@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
-from caan.thumbnails import open_source
+from caan.media.sampling import probe, sample_frames
+from caan.media.stills import open_source
 from caan.timelines import Span, person_name
-from caan.video import probe, sample_frames
 
 Row = Mapping[str, Any]
 Rectangle = tuple[float, float, float, float]

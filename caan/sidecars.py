@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from caan import plots, storage, timelines
 from caan.errors import StorageError, VideoError
+from caan.media.sandbox import Sandbox
 from caan.previews import PreviewConfig, write_preview
-from caan.sandbox import Sandbox
 from caan.strips import StripConfig, StripMaker
 
 Row = Mapping[str, Any]

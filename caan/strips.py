@@ -9,9 +9,9 @@ import numpy as np
 
 from caan import storage
 from caan.errors import StorageError, VideoError, redact
+from caan.media.sandbox import Sandbox
+from caan.media.stills import thumbnails
 from caan.plots import StripFrame
-from caan.sandbox import Sandbox
-from caan.thumbnails import thumbnails
 
 logger = logging.getLogger(__name__)
 

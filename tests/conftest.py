@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
 

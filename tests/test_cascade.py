@@ -11,9 +11,9 @@ import pytest
 from caan import cascade, cutting, verification
 from caan.cascade import GAP_SECONDS, LOOK_SECONDS
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.media.sampling import key_frames, sample_frames
 from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.video import key_frames, sample_frames
 from jobs.pipeline import cascade_line
 
 CONFIG = ExtractionConfig(detector="libfacedetection", fps=2.0, face_policy="all", cascade=True)

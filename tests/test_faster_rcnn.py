@@ -13,7 +13,7 @@ from caan.errors import InputError
 from caan.faces import DetectorConfig, load_detector
 from caan.faster_rcnn import DetectorLoss, average_precision
 from caan.finetuning import FinetuneConfig, fit_pictures, parameter_groups
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 LIST = """0--Parade/a.jpg
 2

@@ -13,8 +13,8 @@ from caan import checkpoint, on_ray, storage
 from caan.errors import InputError
 from caan.faces import DetectorConfig, load_detector
 from caan.finetuning import FinetuneConfig
+from caan.media.sampling import sample_frames
 from caan.seen_videos import read_beside
-from caan.video import sample_frames
 from jobs import extract, finetune, index, label, train
 from jobs.pipeline import Resources
 

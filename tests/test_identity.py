@@ -10,7 +10,7 @@ from caan.errors import InputError
 from caan.faces import Face
 from caan.identity import IdentityConfig, dlib_identity, identify, identity_name, shorter
 from caan.identity_network import IdentityNetwork
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 
 dlib = pytest.importorskip("_dlib_pybind11", reason="needs the wheel of dlib")
 

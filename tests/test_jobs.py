@@ -22,7 +22,7 @@ import ray
 
 from caan import on_ray, planning, schema, storage
 from caan.errors import InputError
-from caan.video import sample_frames
+from caan.media.sampling import sample_frames
 from jobs import evaluate, extract, index, label, train, verify
 from jobs.pipeline import Resources, actor_pool, longest_first
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from caan.errors import Crashed, DecodeFailed, OutOfMemory, TimedOut
-from caan.sandbox import Sandbox
+from caan.media.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -178,7 +178,7 @@ def test_killed_parent_leaves_no_child_even_a_spinning_one(tmp_path: Path) -> No
             """
             import sys, threading, time
             sys.path.append(sys.argv[1])
-            from caan.sandbox import Sandbox
+            from caan.media.sandbox import Sandbox
             import test_sandbox
             print("imported", __name__, flush=True)
             if __name__ == "__main__":

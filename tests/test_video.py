@@ -18,7 +18,7 @@ from caan.errors import (
     Unreadable,
     VideoError,
 )
-from caan.video import Frame, decode_at, probe, sample_frames
+from caan.media.sampling import Frame, decode_at, probe, sample_frames
 
 CLIPS_OF_BOTH_DECODERS = [
     "carphone_pristine.mp4",
@@ -414,7 +414,7 @@ def test_huge_pictures_are_not_decoded(
     bomb[6:10] = b"\x20\x4e\x20\x4e"  # 20000 x 20000: the decoder alone sees it, and refuses
     with pytest.raises(DecodeFailed, match="larger than"):
         probe(io.BytesIO(bytes(bomb)))
-    monkeypatch.setattr("caan.media_file.MAX_PIXELS", 95 * 64)
+    monkeypatch.setattr("caan.media.container.MAX_PIXELS", 95 * 64)
     for suffix in ("mp4", "mkv", "flv", "ts"):
         with pytest.raises(TooLarge):
             probe(str(videos[suffix]))

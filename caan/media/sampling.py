@@ -1,7 +1,7 @@
 """Opens one video safely and gives its pictures on a fixed grid of presentation times.
 
-`caan.media_file` opens every file first. Pictures are decoded forward only, with one thread, and
-upright; decord and PyAV give the same ones (see `sample_frames`).
+`caan.media.container` opens every file first. Pictures are decoded forward only, with one thread,
+and upright; decord and PyAV give the same ones (see `sample_frames`).
 """
 
 import logging
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from caan.errors import DecodeFailed
-from caan.media_file import (
+from caan.media.container import (
     MAX_PIXELS,
     MAX_STILL_SECONDS,
     MediaFile,

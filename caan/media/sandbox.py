@@ -42,7 +42,7 @@ _GRACE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 _CHILD_CODE = (
     "import json, sys; fd, parent, sys.path[:] = json.loads(sys.argv[1]); "
-    "from caan.sandbox import _serve; _serve(fd, parent)"
+    "from caan.media.sandbox import _serve; _serve(fd, parent)"
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caan import storage
-from caan.video import Source, decode_at
+from caan.media.sampling import Source, decode_at
 
 
 def open_source(path: str) -> Source:

@@ -1,0 +1,1 @@
+"""Video files: opened safely, decoded in a sandbox, sampled by presentation time."""
