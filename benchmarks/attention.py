@@ -36,8 +36,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from caan import checkpoint, comparison, runs
+from caan import checkpoint, comparison
 from caan.models.build import build_model
+from caan.outputs import layout
 from caan.packing import PackedVideos, pack_features
 from caan.prediction import Predictions, predict
 from caan.recipes import RECIPES, Recipe
@@ -147,7 +148,7 @@ def main() -> None:
     manifest = pq.read_table(options.features / "manifest.parquet")
     record = json.loads((options.features / "run.json").read_text())
     packed = pack_features(
-        runs.latest_segments(
+        layout.latest_segments(
             str(options.features),
             "features",
             ["segment_id", "video_id", "attempt", "frames", "faces"],

@@ -29,7 +29,7 @@ from caan.cascade import LOOK_SECONDS, estimated_savings
 from caan.errors import VideoError
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.media.sampling import key_frames, probe, sample_frames
-from caan.planning import plan_segments
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 WIDTH, HEIGHT, RATE = 640, 360, 25

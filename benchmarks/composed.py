@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caan import checkpoint, metrics, runs
+from caan import checkpoint, metrics
+from caan.outputs import layout
 from caan.packing import PackedVideos, pack_features
 from caan.prediction import predict
 
@@ -96,7 +97,7 @@ def main() -> None:
     )
     manifest = pq.read_table(manifest_path)
     packed = pack_features(
-        runs.latest_segments(
+        layout.latest_segments(
             str(features), "features", ["segment_id", "video_id", "attempt", "frames", "faces"]
         ),
         manifest,

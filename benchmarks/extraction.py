@@ -38,7 +38,6 @@ from threadpoolctl import threadpool_limits
 from torchvision.models import vgg16
 
 from benchmarks.measuring import machine
-from caan import runs
 from caan.backbones import (
     Backbone,
     BackboneConfig,
@@ -49,6 +48,7 @@ from caan.backbones import (
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
 from caan.media.sampling import sample_frames
+from caan.outputs import layout
 
 NETWORKS = {
     "vgg": ("vggface", "vgg16", "random"),
@@ -178,7 +178,7 @@ def project(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
         record = json.loads((Path(folder) / "features" / "run.json").read_text())
         frames = faces = 0
         columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
-        for table in runs.latest_segments(f"{folder}/features", "features", columns):
+        for table in layout.latest_segments(f"{folder}/features", "features", columns):
             frames += len(pc.list_flatten(table["frames"]))
             faces += len(pc.list_flatten(table["faces"]))
     return {

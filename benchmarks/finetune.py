@@ -26,8 +26,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from caan import comparison, runs
+from caan import comparison
 from caan.models.build import build_model
+from caan.outputs import layout
 from caan.packing import PackedVideos, pack_features
 from caan.prediction import predict
 from caan.schema import label_set_of
@@ -81,7 +82,7 @@ def packed_of(features: Path) -> PackedVideos:
     manifest = pq.read_table(features / "manifest.parquet")
     columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
     return pack_features(
-        runs.latest_segments(str(features), "features", columns),
+        layout.latest_segments(str(features), "features", columns),
         manifest,
         label_set_of(manifest["label"].to_pylist()),
     )

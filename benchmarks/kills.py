@@ -27,8 +27,9 @@ import numpy as np
 import psutil
 from ray.cluster_utils import Cluster
 
-from caan import runs, storage
+from caan import storage
 from caan.media.sampling import sample_frames
+from caan.outputs import layout
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_CLIPS = 16
@@ -102,9 +103,9 @@ def row_hashes(output: str, job: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in TABLES[job]:
         if name in SEGMENT_TABLES.values():
-            tables = list(runs.latest_segments(output, name))
+            tables = list(layout.latest_segments(output, name))
         else:
-            tables = [storage.read_table(file) for file in runs.part_files(output, name)]
+            tables = [storage.read_table(file) for file in layout.part_files(output, name)]
         for table in tables:
             for row in table.to_pylist():
                 content = {k: v for k, v in row.items() if not k.startswith("seconds_")}
@@ -265,7 +266,7 @@ class Arena:
 
 def marker(output: Path, job: str) -> Path:
     """The file that ends the first phase."""
-    return output / SEGMENT_TABLES[job] / "attempt=0" / "shard-00000" / runs.SUCCESS
+    return output / SEGMENT_TABLES[job] / "attempt=0" / "shard-00000" / layout.SUCCESS
 
 
 def pending_files(output: Path) -> list[Path]:

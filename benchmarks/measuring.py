@@ -15,8 +15,8 @@ import av
 import numpy as np
 import torch
 
-from caan import runs
 from caan.media.sampling import sample_frames
+from caan.outputs import layout
 
 
 def machine() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
         "bf16_in_silicon": torch.cpu._is_avx512_bf16_supported(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average": round(os.getloadavg()[0], 1),
-        "versions": runs.versions(),
+        "versions": layout.versions(),
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
-from caan.planning import plan_segments
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 MINUTES = 120

@@ -35,8 +35,8 @@ from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, iou, load_detector
 from caan.identity import IdentityConfig
 from caan.media.sampling import sample_frames
+from caan.outputs.plan import plan_segments
 from caan.people import VideoPeople, find_people
-from caan.planning import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 WIDTH, HEIGHT, FPS = 640, 360, 5

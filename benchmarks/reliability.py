@@ -112,8 +112,9 @@ def media(options: argparse.Namespace) -> None:
     from benchmarks.hostile import corpus, write_clip
     from benchmarks.hostile import pictures as drawn
     from benchmarks.watching import FileWatch, Listener
-    from caan import runs, storage
-    from caan.verification import verify
+    from caan import schema, storage
+    from caan.outputs import layout
+    from caan.outputs.verify import verify
 
     with tempfile.TemporaryDirectory(prefix="caan-media-") as name:
         folder = Path(name)
@@ -146,14 +147,14 @@ def media(options: argparse.Namespace) -> None:
         rows = storage.read_table(manifest, ["video_id", "uri"]).to_pylist()
         ids = {Path(row["uri"]).name: row["video_id"] for row in rows}
         statuses: dict[str, list[str]] = {}
-        for table in runs.latest_segments(features, "features", ["video_id", "status"]):
+        for table in layout.latest_segments(features, "features", ["video_id", "status"]):
             for row in table.to_pylist():
                 statuses.setdefault(row["video_id"], []).append(row["status"])
         kinds: dict[str, Counter[str]] = {}
         unexpected = []
         for case in cases:
             found = statuses.get(ids[case.path.name], ["none"])
-            kinds.setdefault(case.kind, Counter())[runs.video_status(found)] += 1
+            kinds.setdefault(case.kind, Counter())[schema.video_status(found)] += 1
             if not set(found) <= case.allowed:
                 unexpected.append(case.path.name)
         record = storage.read_json(f"{features}/run.json")
@@ -186,7 +187,7 @@ def faults(options: argparse.Namespace) -> None:
     from benchmarks.faults import TRANSIENT, FaultProxy, Faults
     from benchmarks.kills import OPTIONS, row_hashes, write_clips
     from caan import storage
-    from caan.verification import verify
+    from caan.outputs.verify import verify
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()

@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measuring import machine
-from caan import on_ray, runs, storage
+from caan import on_ray, storage
 from caan.extraction import ExtractionConfig, SandboxConfig
-from caan.planning import plan_segments
+from caan.outputs import layout
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs.pipeline import Pipeline, Resources
 
@@ -88,11 +89,11 @@ def run(sizes: list[int]) -> list[dict[str, Any]]:
     for size in sizes:
         with tempfile.TemporaryDirectory() as output:
             plan = known(plan_segments(manifest_of(size, 1), fps=2.0, segment_frames=128))
-            shards = runs.extend_plan(output, "features", plan, retry_failed=False)
+            shards = layout.extend_plan(output, "features", plan, retry_failed=False)
             start = time.perf_counter()
             pipeline().run("extract", shards)
             seconds = time.perf_counter() - start
-            rows = sum(t.num_rows for t in runs.latest_segments(output, "features"))
+            rows = sum(t.num_rows for t in layout.latest_segments(output, "features"))
         if rows != size:
             raise SystemExit(f"{rows} rows of {size} segments")
         found.append({"segments": size, "seconds": round(seconds, 1), "driver_peak_mb": peak_mb()})
@@ -105,9 +106,9 @@ def resume(num_segments: int) -> dict[str, Any]:
         start = time.perf_counter()
         plan = plan_segments(manifest_of(num_segments // 100, 100), fps=2.0, segment_frames=128)
         planned = time.perf_counter() - start
-        shards = runs.extend_plan(output, "features", known(plan), retry_failed=False)
+        shards = layout.extend_plan(output, "features", known(plan), retry_failed=False)
         for shard in shards[:-1]:
-            storage.write_bytes(storage.join(shard.folder, runs.SUCCESS), b"")
+            storage.write_bytes(storage.join(shard.folder, layout.SUCCESS), b"")
         ids = storage.read_table(shards[-1].plan, ["segment_id"])["segment_id"].to_pylist()
         folder = Path(shards[-1].state) / "checkpoint"
         folder.mkdir(parents=True)
@@ -123,7 +124,7 @@ def resume(num_segments: int) -> dict[str, Any]:
         on_ray.configure_data()
         start = time.perf_counter()
         again = plan_segments(manifest_of(num_segments // 100, 100), fps=2.0, segment_frames=128)
-        shards = runs.extend_plan(output, "features", known(again), retry_failed=False)
+        shards = layout.extend_plan(output, "features", known(again), retry_failed=False)
         left = [shard for shard in shards if not shard.is_finished()]
         checked = time.perf_counter() - start
         pipeline().run("extract", shards)

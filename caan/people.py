@@ -9,7 +9,7 @@ import pyarrow as pa
 from caan.detections import DROPPED, Detections, Frames, TrackConfig
 from caan.extraction import flat_list
 from caan.faces import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
-from caan.runs import video_status
+from caan.schema import video_status
 from caan.tracks import follow_faces, select_people
 
 

@@ -399,3 +399,17 @@ def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
             check_ids(column, what)
         columns.append(column)
     return pa.table(columns, schema=schema)
+
+
+GOOD_STATUSES = ("ok", "partial", "no_face")
+"""Statuses of videos that were read; `--min-ok` counts them."""
+
+
+def video_status(statuses: list[str]) -> str:
+    """Status of a video from those of its segments."""
+    failures = [status for status in statuses if status not in GOOD_STATUSES]
+    if len(failures) == len(statuses):
+        return failures[0]
+    if failures or "partial" in statuses:
+        return "partial"
+    return "ok" if "ok" in statuses else "no_face"

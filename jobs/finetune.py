@@ -26,13 +26,14 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caan import config, finetuning, losses, on_ray, runs, storage
+from caan import config, finetuning, losses, on_ray, storage
 from caan.backbones import RANDOM, load_backbone
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
 from caan.finetuning import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
+from caan.outputs import layout
+from caan.outputs.plan import check_manifest
 from caan.picture_changes import change_pictures
-from caan.planning import check_manifest
 from caan.schema import label_set_of
 from caan.seen_videos import SeenVideos, hold_out, seen_of, shuffle_key
 from caan.weights import SEEN_VIDEOS, save_weights
@@ -178,7 +179,7 @@ def decode(job: Job, videos: Videos) -> int:
 
 def pictures_of(folder: str, numbers: dict[str, tuple[int, int]]) -> ray.data.Dataset:
     """A row per decoded picture of these videos, read anew in every epoch."""
-    files = [pa.table({"file": [file]}) for file in runs.part_files(folder, PICTURES)]
+    files = [pa.table({"file": [file]}) for file in layout.part_files(folder, PICTURES)]
     return ray.data.from_arrow(files).map_batches(
         partial(finetuning.read_pictures, numbers=numbers),
         batch_size=1,
@@ -324,7 +325,7 @@ def count_pictures(
     """Training pictures per emotion [K], and held-out pictures in all."""
     counts_K = np.zeros(num_emotions, np.int64)
     num_held = 0
-    for table in runs.latest_segments(folder, PICTURES, ["video_id", "pictures"]):
+    for table in layout.latest_segments(folder, PICTURES, ["video_id", "pictures"]):
         for video_id, count in zip(
             table["video_id"].to_pylist(),
             pa.compute.list_value_length(table["pictures"]).to_pylist(),

@@ -13,9 +13,10 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caan import config, finetuning, on_ray, runs, storage
+from caan import config, finetuning, on_ray, storage
 from caan.errors import InputError
 from caan.finetuning import FinetuneConfig, FinetuneResult
+from caan.outputs import layout
 from caan.training import epoch_line
 from jobs import relay
 
@@ -141,7 +142,7 @@ def begin(job: "Job", identity: dict[str, Any]) -> bool:
     Raises:
         InputError: it holds something else.
     """
-    runs.open_output(job.output, identity, config.fingerprint(identity), "error")
+    layout.open_output(job.output, identity, config.fingerprint(identity), "error")
     record = storage.read_json(storage.join(job.output, "run.json"))
     if record["is_complete"]:
         logger.info("%s is finished: nothing is left to do", job.output)
@@ -160,7 +161,7 @@ def finish(job: "Job", identity: dict[str, Any], facts: dict[str, Any], option: 
             "fingerprint": config.fingerprint(identity),
             "fingerprint_of": identity,
             "config": config.to_dict(job),
-            "versions": runs.versions(),
+            "versions": layout.versions(),
             **facts,
         },
     )

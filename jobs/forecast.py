@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caan import balance, on_ray, runs, storage
-from caan.balance import Prediction
+from caan import on_ray, storage
 from caan.errors import InputError
-from caan.planning import check_manifest, plan_segments
+from caan.outputs import layout, throughput
+from caan.outputs.plan import check_manifest, plan_segments
+from caan.outputs.throughput import Prediction
 from jobs.pipeline import FORECAST, Pipeline, Run, pools_of
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def forecast(run: Run, pipeline: Pipeline, price: float | None) -> int:
     on_ray.configure_data()
     scratch = run.output.rstrip("/") + ".sample"
     try:
-        shards = runs.extend_plan(scratch, run.table, plan.take(rows), retry_failed=False)
+        shards = layout.extend_plan(scratch, run.table, plan.take(rows), retry_failed=False)
         counts = pipeline.run(run.job_name, shards)
         sizes = [file.size_bytes for file in storage.list_files(storage.join(scratch, run.table))]
     finally:
@@ -47,10 +48,10 @@ def forecast(run: Run, pipeline: Pipeline, price: float | None) -> int:
             storage.delete(scratch)
     frames = round(run.config.fps * seconds_of(plan))
     try:
-        costs = balance.costs_of(counts["stages"], sum(sizes))
+        costs = throughput.costs_of(counts["stages"], sum(sizes))
     except ValueError as error:
         raise InputError(f"the sample of {len(rows)} segments cannot be timed: {error}.") from error
-    found = balance.predict(costs, pools_of(counts), frames, price)
+    found = throughput.predict(costs, pools_of(counts), frames, price)
     storage.write_json(storage.join(run.output, FORECAST), dataclasses.asdict(found))
     for line in lines(found, len(rows), plan.num_rows):
         print(line)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from caan import on_ray
-from caan.forgetting import forget
+from caan.outputs.forget import forget
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import ray
 
-from caan import checkpoint, config, on_ray, runs, storage
+from caan import checkpoint, config, on_ray, storage
 from caan.checkpoint import ModelInfo
 from caan.detections import TrackConfig, with_identity
 from caan.errors import InputError, redact
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
 from caan.identity import IdentityConfig, dlib_identity, identity_name
 from caan.labelling import SegmentScorer
+from caan.outputs import layout
 from caan.pooling import PoolConfig
 from caan.sidecars import Kind
 from jobs.pipeline import Pipeline, Resources, Run
@@ -260,7 +261,7 @@ def build_scorer(
 def label_statuses(output: str) -> Counter[str]:
     """How many videos have which status in the labels: one without a true face is no_face there."""
     counts: Counter[str] = Counter()
-    for name in runs.part_files(output, "labels"):
+    for name in layout.part_files(output, "labels"):
         table = storage.read_table(name, ["is_main", "status"])
         counts.update(table.filter(table["is_main"])["status"].to_pylist())
     return counts

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from caan import commits, on_ray, runs, storage
 from caan import config as configs
-from caan.balance import Pools, limit_of
+from caan import on_ray, schema, storage
 from caan.cascade import estimated_savings
 from caan.cutting import CutConfig
 from caan.datasets import face_crops_of, require_context
@@ -23,8 +22,10 @@ from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
 from caan.faces import GPU_DETECTORS
 from caan.identity import IdentityConfig
-from caan.planning import WATCHED, check_manifest, plan_segments
-from caan.runs import SUCCESS, Shard
+from caan.outputs import commits, layout
+from caan.outputs.layout import SUCCESS, Shard
+from caan.outputs.plan import WATCHED, check_manifest, plan_segments
+from caan.outputs.throughput import Pools, limit_of
 
 logger = logging.getLogger(__name__)
 
@@ -292,7 +293,7 @@ class Run:
             )
         of = configs.to_dict(self.config) | self.identity
         fingerprint = configs.fingerprint(of)
-        runs.open_output(self.output, of, fingerprint, self.on_change)
+        layout.open_output(self.output, of, fingerprint, self.on_change)
         for name in ("face", "context"):
             if self.identity.get(f"{name}_is_random"):
                 logger.warning(
@@ -301,7 +302,7 @@ class Run:
         plan = plan_segments(
             manifest, fps=self.config.fps, segment_frames=self.config.segment_frames
         )
-        shards = runs.extend_plan(
+        shards = layout.extend_plan(
             self.output,
             self.table,
             plan,
@@ -338,7 +339,7 @@ class Run:
             "fingerprint_of": of,
             "config": self.whole_config,
             "identity": self.identity,
-            "versions": runs.versions(),
+            "versions": layout.versions(),
             "face_crops": face_crops_of(table),
             "num_videos": manifest.num_rows,
             "num_segments": plan.num_rows,
@@ -356,14 +357,14 @@ class Run:
         """How many videos have which status, by their segments."""
         statuses: dict[str, list[str]] = {}
         columns = ["video_id", "attempt", "status"]
-        for table in runs.latest_segments(self.output, self.table, columns):
+        for table in layout.latest_segments(self.output, self.table, columns):
             for row in table.to_pylist():
                 statuses.setdefault(row["video_id"], []).append(row["status"])
-        return Counter(runs.video_status(of_video) for of_video in statuses.values())
+        return Counter(schema.video_status(of_video) for of_video in statuses.values())
 
     def finish(self, record: dict[str, Any], counts: Counter[str]) -> int:
         """Write run.json with these statuses of the videos and give the exit code."""
-        good = sum(counts[status] for status in runs.GOOD_STATUSES)
+        good = sum(counts[status] for status in schema.GOOD_STATUSES)
         share = good / max(1, record["num_videos"])
         record |= {"statuses": dict(sorted(counts.items())), "good_share": share}
         storage.write_json(storage.join(self.output, "run.json"), record)

@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from caan import comparison, config, on_ray, runs, seen_videos, storage, tables
+from caan import comparison, config, on_ray, seen_videos, storage, tables
 from caan.comparison import FROM_POOL5, SYSTEMS, Trial
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.models.classical import EncoderConfig
+from caan.outputs import layout
+from caan.outputs.plan import check_manifest
 from caan.packing import PackedVideos, add_maps, pack_features
-from caan.planning import check_manifest
 from caan.schema import label_set_of
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def read_data(job: Job) -> Data:
     columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
     labelled = manifests[0].filter(pc.is_valid(manifests[0]["label"]))
     packed = pack_features(
-        runs.latest_segments(job.features, "features", columns), labelled, label_set_of(labels)
+        layout.latest_segments(job.features, "features", columns), labelled, label_set_of(labels)
     )
     shapes = {
         name: shape
@@ -126,7 +127,7 @@ def read_data(job: Job) -> Data:
         columns += [f"{name}_pool5" for name in sorted(needed)]
         packed = add_maps(
             packed,
-            runs.latest_segments(job.features, "features", columns),
+            layout.latest_segments(job.features, "features", columns),
             {name: shapes[name] for name in sorted(needed)},
             max_bytes=int(job.pool5_gib * 2**30),
         )
@@ -196,7 +197,7 @@ def main(job: Job) -> int:
             "config": config.to_dict(job),
             "features": features,
             "num_trials": len(trials),
-            "versions": runs.versions(),
+            "versions": layout.versions(),
         },
     )
     logger.info("report: %s", storage.join(job.output, "report.md"))

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from caan import checkpoint, pooling, runs, storage
+from caan import checkpoint, pooling, storage
+from caan.outputs import layout
 from caan.people import Mark
 from caan.pooling import PoolConfig
 from caan.schema import MANIFEST_SCHEMA
@@ -66,7 +67,7 @@ def pool_part(
     wanted = pa.array(sorted(video_files), pa.string())
     names = sorted({name for of_video in video_files.values() for name in of_video})
     tables = []
-    for table in runs.latest_segments(output, TABLE, only=names):
+    for table in layout.latest_segments(output, TABLE, only=names):
         tables.append(table.filter(pc.is_in(table["video_id"], wanted)))
     with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
         unpack(files, folder)
@@ -105,7 +106,7 @@ def pool(output: str, model_ref: Any, config: PoolConfig) -> int:
     """
     video_files: dict[str, list[str]] = {}
     num_segments: dict[str, int] = {}
-    for name in runs.part_files(output, TABLE):
+    for name in layout.part_files(output, TABLE):
         for video_id in storage.read_table(name, ["video_id"])["video_id"].to_pylist():
             of_video = video_files.setdefault(video_id, [])
             if not of_video or of_video[-1] != name:
@@ -123,7 +124,7 @@ def pool(output: str, model_ref: Any, config: PoolConfig) -> int:
     num_people = sum(ray.get(tasks))
     for table in TABLES:
         first_old = 0 if table == "windows" and not config.window_seconds else len(parts)
-        for name in runs.part_files(output, table)[first_old:]:
+        for name in layout.part_files(output, table)[first_old:]:
             storage.delete(name)
     logger.info("%d videos labelled, with %d people", len(video_files), num_people)
     return num_people
@@ -142,7 +143,7 @@ def write_files(output: str, emotions: Sequence[str], kinds: Sequence[Kind]) -> 
         tasks.append(write_texts.remote(output, tuple(emotions), texts))
     of_videos = tuple(kind for kind in kinds if kind in FOLDERS)
     written_at = datetime.datetime.now(datetime.UTC)
-    for number in range(len(runs.part_files(output, "labels")) if of_videos else 0):
+    for number in range(len(layout.part_files(output, "labels")) if of_videos else 0):
         part = storage.join(output, "labels", part_name(number))
         ids = pc.unique(storage.read_table(part, ["video_id"])["video_id"]).to_pylist()
         for start in range(0, len(ids), FILE_VIDEOS):
@@ -198,7 +199,7 @@ def write_texts(output: str, emotions: Sequence[str], kinds: Sequence[str]) -> d
     """`tables/labels.csv`, `.jsonl` and the same of the windows, part by part."""
     for name in ("labels", "windows"):
         texts: dict[str, list[str]] = {kind: [] for kind in kinds}
-        for file in runs.part_files(output, name):
+        for file in layout.part_files(output, name):
             table = storage.read_table(file)
             if "csv" in texts:
                 text = labels_as_csv(table, emotions)

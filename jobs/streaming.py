@@ -13,10 +13,11 @@ import ray
 import ray.data
 import ray.train
 
-from caan import config, on_ray, packed_files, runs, storage
+from caan import config, on_ray, packed_files, storage
 from caan.division import Division, divided
 from caan.errors import InputError
 from caan.manifest_arrays import manifest_arrays
+from caan.outputs import layout
 from caan.packed_files import Buckets, PackedFiles
 from caan.streaming import FrameSampler, StreamLoader
 from caan.training import TrainConfig
@@ -34,7 +35,7 @@ def is_streamed(features: str, loader: str, memory_limit_gb: float) -> bool:
     if loader != "auto":
         return loader == "stream"
     limit = packed_files.memory_limit_bytes(memory_limit_gb)
-    found = packed_files.vector_bytes(runs.part_files(features, "features"))
+    found = packed_files.vector_bytes(layout.part_files(features, "features"))
     is_over = found > limit
     logger.info(
         "loader %s: the vectors take %.2f GB, and %.2f GB may be held in memory",
@@ -79,13 +80,13 @@ def packed(
         names = {division.split, "val"}
         is_split = bool((known["splits_V"] != "").any())
         buckets = Buckets(
-            runs.latest_segments(features, "features", COLUMNS),
+            layout.latest_segments(features, "features", COLUMNS),
             manifest,
             label_set,
             no_face=no_face,
             wanted_V=(known["labels_V"] >= 0)
             & (np.isin(known["splits_V"], list(names)) if is_split else True),
-            num_bytes=packed_files.vector_bytes(runs.part_files(features, "features")),
+            num_bytes=packed_files.vector_bytes(layout.part_files(features, "features")),
             folder=scratch / "buckets",
             seed=division.seed,
         )

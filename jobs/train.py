@@ -25,7 +25,7 @@ import ray.train.torch
 import torch
 from tensorboardX import SummaryWriter
 
-from caan import checkpoint, config, on_ray, runs, storage
+from caan import checkpoint, config, on_ray, storage
 from caan.checkpoint import LoadedModel, ModelInfo
 from caan.comparison import fitted
 from caan.errors import InputError
@@ -33,6 +33,7 @@ from caan.extraction import ExtractionConfig
 from caan.models.build import ModelConfig, build_model
 from caan.models.frames import Head
 from caan.models.growth import grow_from
+from caan.outputs import layout
 from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos
 from caan.training import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
@@ -425,7 +426,7 @@ def _publish(folder: Path, job: Job, data: Data, name: str) -> None:
             "fingerprint": info.fingerprint,
             "model_id": model_id,
             "features": {"fingerprint": data.record["fingerprint"]},
-            "versions": runs.versions(),
+            "versions": layout.versions(),
         },
     )
     storage.copy_folder(folder, job.output)

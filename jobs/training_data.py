@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caan import recipes, runs, seen_videos, storage
+from caan import recipes, seen_videos, storage
 from caan.datasets import face_crops_of, require_context
 from caan.division import Division, divided
 from caan.errors import InputError
 from caan.loading import check_classes
 from caan.models.build import ModelConfig, build_model
+from caan.outputs import layout
+from caan.outputs.plan import check_manifest
 from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos, add_maps, pack_features
-from caan.planning import check_manifest
 from caan.schema import label_set_of
 from caan.training import TrainConfig
 from caan.weights import finetuned_of
@@ -81,7 +82,7 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
         )
     else:
         whole = pack_features(
-            runs.latest_segments(job.features, "features", streaming.COLUMNS),
+            layout.latest_segments(job.features, "features", streaming.COLUMNS),
             manifest,
             label_set,
             no_face=record["config"]["no_face"],
@@ -136,7 +137,7 @@ def _with_maps(
         )
     return add_maps(
         packed,
-        runs.latest_segments(job.features, "features", [*columns, f"{modality}_pool5"]),
+        layout.latest_segments(job.features, "features", [*columns, f"{modality}_pool5"]),
         {modality: shape},
         max_bytes=int(job.pool5_gib * 2**30),
     )

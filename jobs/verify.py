@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from caan import on_ray
-from caan.verification import verify
+from caan.outputs.verify import verify
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from caan.balance import Costs, Pools, costs_of, limit_of, predict
+from caan.outputs.throughput import Costs, Pools, costs_of, limit_of, predict
 
 LAPTOP = Pools(
     num_decoders=2, num_embedders=1, embedder_threads=2, num_gpus=0, num_cores=2, num_nodes=1

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from caan import cascade, cutting, verification
+from caan import cascade, cutting
 from caan.cascade import GAP_SECONDS, LOOK_SECONDS
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.media.sampling import key_frames, sample_frames
-from caan.planning import plan_segments
+from caan.outputs import verify
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs.pipeline import cascade_line
 
@@ -192,5 +193,5 @@ def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(
     for request, row in zip(plan.to_pylist(), table.to_pylist(), strict=True):
         row |= {name: np.array([f[name] for f in row["frames"]]) for name in ("frame_index",)}
         row |= {"pts": np.array([f["pts_seconds"] for f in row["frames"]]), "face_index": []}
-        assert verification._is_on_grid(row, request, {"fps": 2.0, "cascade": True})
-        assert not verification._is_on_grid(row, request, {"fps": 2.0, "cascade": False})
+        assert verify._is_on_grid(row, request, {"fps": 2.0, "cascade": True})
+        assert not verify._is_on_grid(row, request, {"fps": 2.0, "cascade": False})

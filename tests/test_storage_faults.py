@@ -16,7 +16,7 @@ from caan import storage
 from caan.errors import StorageError
 from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
 from caan.indexing import probe_uri
-from caan.planning import plan_segments
+from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 from caan.storage import paths
 from caan.storage.failures import fault_of

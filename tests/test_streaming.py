@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 from feature_files import write_features
 
-from caan import packed_files, runs, storage
+from caan import packed_files, storage
 from caan.division import Division, divided
 from caan.loading import MemoryLoader
 from caan.models.build import ModelConfig, build_model
+from caan.outputs import layout
 from caan.packed_files import Buckets, PackedFiles
 from caan.packing import PackedVideos, pack_features
 from caan.streaming import FrameSampler, StreamLoader
@@ -33,14 +34,14 @@ def both(
 ) -> tuple[tuple[PackedVideos, PackedVideos], dict[str, PackedFiles]]:
     """The same features packed in memory and in files."""
     manifest = storage.read_table(f"{features}/manifest.parquet")
-    whole = pack_features(runs.latest_segments(features, "features", COLUMNS), manifest, LABELS)
+    whole = pack_features(layout.latest_segments(features, "features", COLUMNS), manifest, LABELS)
     buckets = Buckets(
-        runs.latest_segments(features, "features", COLUMNS),
+        layout.latest_segments(features, "features", COLUMNS),
         manifest,
         LABELS,
         no_face="drop",
         wanted_V=np.ones(manifest.num_rows, bool),
-        num_bytes=packed_files.vector_bytes(runs.part_files(features, "features")),
+        num_bytes=packed_files.vector_bytes(layout.part_files(features, "features")),
         folder=scratch / "buckets",
         seed=0,
     )
@@ -57,7 +58,9 @@ def both(
 def test_files_hold_what_memory_holds(tmp_path: Path, small_portions: None) -> None:
     options = {"num_videos": 60, "num_frames": 7, "segment_frames": 3, "files": 4}
     features = write_features(tmp_path / "f", LABELS, dim=DIM, **options)
-    assert packed_files.vector_bytes(runs.part_files(features, "features")) == 60 * 7 * 2 * DIM * 2
+    assert (
+        packed_files.vector_bytes(layout.part_files(features, "features")) == 60 * 7 * 2 * DIM * 2
+    )
     memory, files = both(features, tmp_path, Division())
     for whole, packed in zip(memory, files.values(), strict=True):
         assert len(packed) == len(whole)

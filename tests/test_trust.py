@@ -25,9 +25,9 @@ from caan.datasets.folder import read_folder
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, load_detector
-from caan.forgetting import forget
 from caan.indexing import IndexProber
-from caan.planning import check_manifest
+from caan.outputs.forget import forget
+from caan.outputs.plan import check_manifest
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
 from caan.storage import paths

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caan import config, runs, storage
+from caan import config, storage
 from caan.errors import InputError
-from caan.forgetting import counts_of, forget
-from caan.planning import plan_segments
+from caan.outputs import layout
+from caan.outputs.forget import counts_of, forget
+from caan.outputs.plan import plan_segments
+from caan.outputs.verify import verify
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
     LABELS_SCHEMA,
@@ -20,7 +22,6 @@ from caan.schema import (
     segment_scores_schema,
     table_of,
 )
-from caan.verification import verify
 from jobs import forget as forget_job
 from jobs import verify as verify_job
 
@@ -61,11 +62,11 @@ def write_output(output: str, job: str = "extract") -> str:
     plan = plan_segments(manifest, fps=2.0, segment_frames=4)
     name = {"extract": "features", "label": "segment_scores"}[job]
     schema = features_schema(3, 5) if job == "extract" else segment_scores_schema(3, 2, 4)
-    shard = runs.extend_plan(output, name, plan, retry_failed=False)[0]
+    shard = layout.extend_plan(output, name, plan, retry_failed=False)[0]
     table = table_of([segment_row(r, schema) for r in plan.to_pylist()], schema)
     storage.write_table(table.slice(0, 3), storage.join(shard.folder, "0.parquet"))
     storage.write_table(table.slice(3), storage.join(shard.folder, "1.parquet"))
-    storage.write_bytes(storage.join(shard.folder, runs.SUCCESS), b"")
+    storage.write_bytes(storage.join(shard.folder, layout.SUCCESS), b"")
     of = {"fps": 2.0}
     record = {
         "job": job,

@@ -21,11 +21,9 @@ import pyarrow.compute as pc
 
 from caan import storage
 from caan.errors import InputError
-from caan.planning import SHARD_SEGMENTS, WATCHED, new_segments, row_per_video, shards_of
+from caan.outputs.plan import SHARD_SEGMENTS, WATCHED, new_segments, row_per_video, shards_of
 
 SUCCESS = "_SUCCESS"
-GOOD_STATUSES = ("ok", "partial", "no_face")
-"""Statuses of videos that were read; `--min-ok` counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,13 +253,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def video_status(statuses: list[str]) -> str:
-    """Status of a video from those of its segments."""
-    failures = [status for status in statuses if status not in GOOD_STATUSES]
-    if len(failures) == len(statuses):
-        return failures[0]
-    if failures or "partial" in statuses:
-        return "partial"
-    return "ok" if "ok" in statuses else "no_face"

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caan import config as configs
-from caan import runs, storage
+from caan import storage
 from caan.errors import InputError, redact
-from caan.runs import Shard
+from caan.outputs import layout
+from caan.outputs.layout import Shard
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
+    GOOD_STATUSES,
     LABELS_SCHEMA,
     MANIFEST_SCHEMA,
     PLAN_SCHEMA,
@@ -28,6 +30,7 @@ from caan.schema import (
     WINDOWS_SCHEMA,
     features_schema,
     segment_scores_schema,
+    video_status,
 )
 
 TABLES = {"extract": "features", "label": "segment_scores"}
@@ -95,7 +98,7 @@ def verify(path: str) -> Findings:
     if record["job"] == "label":
         findings.statuses = _check_labels(path, record, videos, findings)
     else:
-        findings.statuses = Counter(runs.video_status(found) for found in of_videos.values())
+        findings.statuses = Counter(video_status(found) for found in of_videos.values())
     _check_record(record, findings)
     return findings
 
@@ -155,7 +158,7 @@ def _check_segments(
 ) -> dict[str, list[str]]:
     """Plan against rows, shard by shard; gives the statuses of each video's segments."""
     name = TABLES[record["job"]]
-    shards = runs.existing_shards(output, name)
+    shards = layout.existing_shards(output, name)
     plans: list[tuple[Shard, pa.Table]] = []
     latest: dict[str, int] = {}
     for shard in shards:
@@ -167,7 +170,7 @@ def _check_segments(
             latest[video_id] = max(latest.get(video_id, 0), shard.attempt)
     findings.add("videos of the manifest were never planned", videos - set(latest))
     findings.add("videos of the output are not in the manifest", set(latest) - videos)
-    files = runs.part_files(output, name)
+    files = layout.part_files(output, name)
     folders = {re.sub(r"/[^/]*$", "", file) for file in files}
     known = {storage.normalise(shard.folder) for shard in shards}
     findings.add("folders of rows have no plan", folders - known)
@@ -232,7 +235,7 @@ def _rows_of_shard(
         for n, row in enumerate(plain):
             at = slice(frame_ends[n], frame_ends[n + 1])
             of_faces = face_index[face_ends[n] : face_ends[n + 1]]
-            failed = row["status"] not in runs.GOOD_STATUSES
+            failed = row["status"] not in GOOD_STATUSES
             if row["status"] not in STATUSES or (
                 failed and (at.stop > at.start or not row["error"])
             ):
@@ -319,7 +322,7 @@ def _check_labels(
     statuses: Counter[str] = Counter()
     odd, foreign = [], []
     label_set = {*record["label_set"], UNCERTAIN}
-    for uri in runs.part_files(output, "labels"):
+    for uri in layout.part_files(output, "labels"):
         table = _read(uri, findings)
         if table is None or not _has_schema(table, LABELS_SCHEMA, uri, findings):
             continue
@@ -357,7 +360,7 @@ def _check_windows(
 ) -> None:
     """Windows, where the run has any: each of a person in the labels, once, of the run's length."""
     wanted = record.get("pooling", {}).get("window_seconds", 0.0)
-    files = runs.part_files(output, "windows")
+    files = layout.part_files(output, "windows")
     if wanted and not files:
         findings.add("run.json says that there are windows, and there is no table of them")
     label_set = {*record["label_set"], UNCERTAIN}
@@ -387,7 +390,7 @@ def _check_frame_scores(
     fps = record["fingerprint_of"]["fps"]
     sums: dict[tuple[str, str | None], float] = {}
     off_grid = []
-    for uri in runs.part_files(output, "frame_scores"):
+    for uri in layout.part_files(output, "frame_scores"):
         table = _read(uri, findings)
         if table is None or not _has_schema(table, FRAME_SCORES_SCHEMA, uri, findings):
             continue

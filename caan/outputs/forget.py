@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from caan import runs, storage
+from caan import schema, storage
 from caan.errors import InputError, redact
-from caan.verification import TABLES
+from caan.outputs import layout
+from caan.outputs.verify import TABLES
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
@@ -129,16 +130,16 @@ def counts_of(output: str, record: dict[str, Any]) -> dict[str, Any]:
     manifest = storage.read_table(storage.join(output, "manifest.parquet"), ["video_id"])
     of_videos: dict[str, list[str]] = {}
     columns = ["video_id", "attempt", "status"]
-    for table in runs.latest_segments(output, TABLES[record["job"]], columns):
+    for table in layout.latest_segments(output, TABLES[record["job"]], columns):
         for row in table.to_pylist():
             of_videos.setdefault(row["video_id"], []).append(row["status"])
-    statuses = Counter(runs.video_status(found) for found in of_videos.values())
+    statuses = Counter(schema.video_status(found) for found in of_videos.values())
     if record["job"] == "label":
         statuses = Counter()
-        for name in runs.part_files(output, "labels"):
+        for name in layout.part_files(output, "labels"):
             table = storage.read_table(name, ["is_main", "status"])
             statuses.update(table.filter(table["is_main"])["status"].to_pylist())
-    good = sum(statuses[status] for status in runs.GOOD_STATUSES)
+    good = sum(statuses[status] for status in schema.GOOD_STATUSES)
     return {
         "num_videos": manifest.num_rows,
         "num_segments": sum(len(found) for found in of_videos.values()),

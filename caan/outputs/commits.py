@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan import storage
-from caan.runs import Shard
+from caan.outputs.layout import Shard
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Output folders of extract and label: plan, rows, commits, checks."""
