@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from caan import storage
+from caan.arrow import flat_list, picture_stack, vector_array
 from caan.attempts import AttemptLog
 from caan.backbones import (
     Backbone,
@@ -385,39 +386,6 @@ class SegmentEmbedder:
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + value
-
-
-def picture_stack(pictures: pa.Array, size_pixels: int) -> np.ndarray:
-    """uint8 [N, size, size, 3] over the buffer of a large_binary array, without copying."""
-    if not len(pictures):
-        return np.zeros((0, size_pixels, size_pixels, 3), np.uint8)
-    if isinstance(pictures, pa.ChunkedArray):
-        pictures = pictures.combine_chunks()
-    _, offsets, data = pictures.buffers()
-    first = np.frombuffer(offsets, np.int64)[pictures.offset]
-    num_bytes = len(pictures) * size_pixels * size_pixels * 3
-    flat = np.frombuffer(data, np.uint8, count=num_bytes, offset=int(first))
-    return flat.reshape(len(pictures), size_pixels, size_pixels, 3)
-
-
-def vector_array(vectors: np.ndarray, is_null: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """[N, D] as N fixed-size lists, null where `is_null`."""
-    values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    mask = pa.array(is_null) if is_null is not None and is_null.any() else None
-    return pa.FixedSizeListArray.from_arrays(values, vectors.shape[1], mask=mask)
-
-
-def flat_list(column: pa.ChunkedArray) -> tuple[pa.StructArray, pa.Array]:
-    """The items of a list column end to end, and the offsets of each row's items from 0."""
-    chunks = column.chunks
-    items: list[pa.Array] = [chunk.flatten() for chunk in chunks]
-    lengths = np.concatenate(
-        [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks]
-        or [np.zeros(0, np.int32)]
-    )
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = pa.concat_arrays(items) if items else pa.array([], column.type.value_type)
-    return flat, pa.array(offsets)
 
 
 def identities(

@@ -25,10 +25,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from caan import metrics, storage
+from caan.arrow import picture_stack
 from caan.backbones import Backbone
 from caan.cutting import PICTURE_SIZE
 from caan.errors import InputError
-from caan.extraction import picture_stack
 from caan.losses import CLASS_WEIGHTS
 from caan.training import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
 

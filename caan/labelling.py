@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from caan.arrow import flat_list, vector_array
 from caan.checkpoint import LoadedModel, load_model
-from caan.extraction import ExtractionConfig, SegmentEmbedder, flat_list, vector_array
+from caan.extraction import ExtractionConfig, SegmentEmbedder
 from caan.identity import DLIB_DIM, VGGFACE_DIM, shorter
 from caan.models.frames import EncodedFrames, FrameBatch
 from caan.prediction import blinded

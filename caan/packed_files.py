@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from caan import packing, storage
+from caan.arrow import joined_values
 from caan.errors import InputError
 from caan.manifest_arrays import manifest_arrays
 from caan.packing import Frames, PackedVideos
@@ -116,12 +117,6 @@ class PackedFiles:
             splits_V=np.full(len(videos), ""),
             label_set=self.label_set,
         )
-
-
-def joined_values(column: pa.ChunkedArray, kind: type) -> np.ndarray:
-    """The values of all rows of a packed column, end to end."""
-    parts: list[np.ndarray] = [np.frombuffer(value.as_buffer(), kind) for value in column]
-    return np.concatenate([np.empty(0, kind), *parts])
 
 
 def _vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:

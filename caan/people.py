@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from caan.arrow import flat_list, numbers
 from caan.detections import DROPPED, Detections, Frames, TrackConfig
-from caan.extraction import flat_list
 from caan.faces import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
 from caan.schema import video_status
 from caan.tracks import follow_faces, select_people
@@ -165,9 +165,3 @@ def _by_prominence(faces: Detections, person_ids: np.ndarray) -> np.ndarray:
     rank = np.full(len(order) + 1, DROPPED, np.int64)  # the last place serves DROPPED, -1
     rank[order] = np.arange(len(order))
     return rank[person_ids]
-
-
-def numbers(column: pa.FixedSizeListArray) -> np.ndarray:
-    """[N, D] of a list column without nulls."""
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), column.type.list_size)

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from caan.arrow import numbers
 from caan.checkpoint import LoadedModel
 from caan.detections import TrackConfig
 from caan.errors import InputError
 from caan.faces import Policy
 from caan.models.frames import HeadOutput
-from caan.people import Mark, VideoPeople, find_people, numbers
+from caan.people import Mark, VideoPeople, find_people
 from caan.prediction import label_of, probabilities_of, video_evidence
 from caan.schema import FRAME_SCORES_SCHEMA, LABELS_SCHEMA, WINDOWS_SCHEMA, table_of
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from caan import losses
+from caan.arrow import joined_values
 from caan.errors import InputError
 from caan.loading import SAMPLINGS, Batch, sample_offsets
 from caan.models.frames import FrameBatch
-from caan.packed_files import PackedFiles, joined_values
+from caan.packed_files import PackedFiles
 
 
 class FrameSampler:
