@@ -38,13 +38,8 @@ from threadpoolctl import threadpool_limits
 from torchvision.models import vgg16
 
 from benchmarks.measuring import machine
-from caan.backbones import (
-    Backbone,
-    BackboneConfig,
-    embed_pictures,
-    keep_freed_memory,
-    load_backbone,
-)
+from caan.backbones.backbone import Backbone, BackboneConfig, embed_pictures, keep_freed_memory
+from caan.backbones.build import load_backbone
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
 from caan.media.sampling import sample_frames

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from caan.backbones import BackboneConfig, load_backbone
+from caan.backbones.backbone import BackboneConfig
+from caan.backbones.build import load_backbone
+from caan.backbones.starter_face import WEIGHTS, StarterFace
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blur, warp
 from caan.starter.head import spoil
-from caan.starter.network import WEIGHTS, StarterFace
 from caan.starter.recipe import learned_by, load_faces
 
 THREADS = (1, 2)

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from benchmarks.attention import areas
-from caan.backbones import BackboneConfig, embed_pictures, load_backbone
+from caan.backbones.backbone import BackboneConfig, embed_pictures
+from caan.backbones.build import load_backbone
 from caan.division import split_validation
 from caan.models.build import build_model
 from caan.packing import PackedVideos

@@ -21,13 +21,8 @@ import tyro
 from caan import storage
 from caan.arrow import flat_list, picture_stack, vector_array
 from caan.attempts import AttemptLog
-from caan.backbones import (
-    Backbone,
-    BackboneConfig,
-    embed_pictures,
-    keep_freed_memory,
-    load_backbone,
-)
+from caan.backbones.backbone import Backbone, BackboneConfig, embed_pictures, keep_freed_memory
+from caan.backbones.build import load_backbone
 from caan.cutting import (
     PICTURE_SIZE,
     CutConfig,

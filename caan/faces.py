@@ -195,8 +195,8 @@ def retinaface_weights_path(config: DetectorConfig) -> Path:
         InputError: there is no such file. Nothing is downloaded from the web here.
     """
     if config.weights.startswith("s3://"):
+        from caan.backbones.weights import cache_folder
         from caan.storage.files import fetch
-        from caan.weights import cache_folder
 
         try:
             return fetch(config.weights, cache_folder())

@@ -18,10 +18,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from caan.backbones import packaged_mobilenet
+from caan.backbones.build import packaged_mobilenet
+from caan.backbones.weights import ready_weights, save_weights
 from caan.errors import InputError
 from caan.faces import DetectorConfig, Face, faces_in_picture, iou, resize_for_detector
-from caan.weights import ready_weights, save_weights
 
 NETWORKS = ("resnet50", "mobilenet")
 """resnet50: torchvision's fasterrcnn_resnet50_fpn, 41 million weights and 207 GMAC for a picture of

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caan import metrics, storage
 from caan.arrow import picture_stack
-from caan.backbones import Backbone
+from caan.backbones.backbone import Backbone
 from caan.cutting import PICTURE_SIZE
 from caan.errors import InputError
 from caan.losses import CLASS_WEIGHTS

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from caan import config, storage
+from caan.backbones.weights import SEEN_VIDEOS, finetuned_weights
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
-from caan.weights import SEEN_VIDEOS, finetuned_weights
 
 FEATURES_FILE = "seen_videos.json"
 """File beside the features: the records of the backbones that made them, by `face`, `context`."""

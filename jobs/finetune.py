@@ -27,7 +27,9 @@ import ray.train.torch
 import torch
 
 from caan import config, finetuning, losses, on_ray, storage
-from caan.backbones import RANDOM, load_backbone
+from caan.backbones.backbone import RANDOM
+from caan.backbones.build import load_backbone
+from caan.backbones.weights import SEEN_VIDEOS, save_weights
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
 from caan.finetuning import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
@@ -36,7 +38,6 @@ from caan.outputs.plan import check_manifest
 from caan.picture_changes import change_pictures
 from caan.schema import label_set_of
 from caan.seen_videos import SeenVideos, hold_out, seen_of, shuffle_key
-from caan.weights import SEEN_VIDEOS, save_weights
 from jobs.detector import train_detector
 from jobs.fitting import PICTURES, begin, finish, train_network, work, worker_place
 from jobs.pipeline import Pipeline, Resources, Run

@@ -26,6 +26,7 @@ import torch
 from tensorboardX import SummaryWriter
 
 from caan import checkpoint, config, on_ray, storage
+from caan.backbones.weights import finetuned_of
 from caan.checkpoint import LoadedModel, ModelInfo
 from caan.comparison import fitted
 from caan.errors import InputError
@@ -37,7 +38,6 @@ from caan.outputs import layout
 from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos
 from caan.training import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
-from caan.weights import finetuned_of
 from jobs import relay, streaming
 from jobs.training_data import Data, check_context, configs_of, read_data
 

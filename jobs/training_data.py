@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caan import recipes, seen_videos, storage
+from caan.backbones.weights import finetuned_of
 from caan.datasets import face_crops_of, require_context
 from caan.division import Division, divided
 from caan.errors import InputError
@@ -19,7 +20,6 @@ from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos, add_maps, pack_features
 from caan.schema import label_set_of
 from caan.training import TrainConfig
-from caan.weights import finetuned_of
 from jobs import streaming
 
 if TYPE_CHECKING:

@@ -10,15 +10,11 @@ import torch
 from torch.nn import functional
 from torchvision.models import VGG16_Weights, vgg16
 
-from caan.backbones import (
-    BackboneConfig,
-    choose_precision,
-    embed_pictures,
-    load_backbone,
-)
+from caan.backbones.backbone import BackboneConfig, choose_precision, embed_pictures
+from caan.backbones.build import load_backbone
+from caan.backbones.vgg import FACE_COLOURS, IMAGENET_COLOURS, Colours, Vgg, random_vgg
+from caan.backbones.weights import save_weights
 from caan.errors import InputError
-from caan.vgg import FACE_COLOURS, IMAGENET_COLOURS, Colours, Vgg, random_vgg
-from caan.weights import save_weights
 
 WIDTHS = (16, 16, 32, 32, 32)
 

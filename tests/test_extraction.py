@@ -10,7 +10,7 @@ import torch
 
 from caan import storage
 from caan.attempts import AttemptLog
-from caan.backbones import load_backbone
+from caan.backbones.build import load_backbone
 from caan.cutting import PICTURE_SIZE, cut_segment
 from caan.errors import Crashed
 from caan.extraction import (

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from caan.backbones.starter_face import WEIGHTS, StarterFace, standardise
 from caan.checkpoint import load_model
 from caan.models import FrameBatch
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
 from caan.starter.head import as_cropped, spoil
 from caan.starter.learner import unfold
-from caan.starter.network import WEIGHTS, StarterFace, standardise
 from caan.starter.recipe import RecipeConfig, drawn_faces, fit, load_faces, train
 from caan.starter.teaching import Refining, Seen
 

@@ -20,6 +20,8 @@ from test_training import QUICK, packed_videos, small_head
 
 from caan import checkpoint, label_run, on_ray, storage
 from caan.attempts import AttemptLog
+from caan.backbones.vgg import Vgg
+from caan.backbones.weights import download, ready_weights, save_weights
 from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
@@ -32,9 +34,7 @@ from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
 from caan.storage import paths
 from caan.training import STATE_FILE, fit
-from caan.vgg import Vgg
 from caan.voting import make_server
-from caan.weights import download, ready_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {

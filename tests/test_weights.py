@@ -16,9 +16,8 @@ from scipy.io import savemat
 from torch.nn import functional
 from torchvision.models import vgg16
 
-from caan.errors import InputError
-from caan.vgg import Vgg
-from caan.weight_formats import (
+from caan.backbones.vgg import Vgg
+from caan.backbones.weight_formats import (
     LAYERS,
     TORCHVISION_NAMES,
     SourceLayer,
@@ -26,7 +25,8 @@ from caan.weight_formats import (
     read_weights,
     to_state_dict,
 )
-from caan.weights import OFFICIAL_FILES, download, load_state, ready_weights, save_weights
+from caan.backbones.weights import OFFICIAL_FILES, download, load_state, ready_weights, save_weights
+from caan.errors import InputError
 
 WIDTHS = (4, 4, 4, 6, 8)
 NUM_FEATURES = 10

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from caan.schema import EMOTIONS
-from caan.starter.network import (
+from caan.backbones.starter_face import (
     NUM_EMBEDDED,
     ResidualBlock,
     StarterFace,
     build_trunk,
     fold_batch_norms,
 )
+from caan.schema import EMOTIONS
 
 
 class Learner(nn.Module):

@@ -31,10 +31,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from caan.backbones.starter_face import INPUT_SIZE_PIXELS, StarterFace, standardise
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
 from caan.starter.learner import Learner, unfold
-from caan.starter.network import INPUT_SIZE_PIXELS, StarterFace, standardise
 from caan.starter.teaching import Labels, Refining, Seen, Teachers
 
 LOGGER = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caan.backbones.starter_face import StarterFace
 from caan.schema import EMOTIONS
 from caan.starter.learner import Learner
-from caan.starter.network import StarterFace
 
 
 def smoothed(labels: Tensor, smoothing: float) -> Tensor:

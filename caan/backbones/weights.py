@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from caan import storage
+from caan.backbones.weight_formats import read_weights, to_state_dict
 from caan.errors import InputError, redact
-from caan.weight_formats import read_weights, to_state_dict
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from caan.schema import EMOTIONS
 
-WEIGHTS = Path(__file__).with_name("starter_face.safetensors")
+WEIGHTS = Path(__file__).parents[1] / "starter" / "starter_face.safetensors"
 """The trained weights beside this file (float16; see MODEL_CARD.md)."""
 
 INPUT_SIZE_PIXELS = 48
