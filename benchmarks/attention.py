@@ -36,7 +36,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from caan import checkpoint, comparison
+from caan import comparison
+from caan.models import checkpoint
 from caan.models.build import build_model
 from caan.outputs import layout
 from caan.packing import PackedVideos, pack_features

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caan import checkpoint, metrics
+from caan import metrics
+from caan.models import checkpoint
 from caan.outputs import layout
 from caan.packing import PackedVideos, pack_features
 from caan.prediction import predict

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from caan import losses
+from caan.experiments.classical import CLASSICAL_MODELS
 from caan.loading import MemoryLoader
 from caan.models import FrameBatch, Head, build_model
-from caan.models.classical import CLASSICAL_MODELS
 from caan.packing import PackedVideos
 from caan.recipes import RECIPES, Recipe
 from caan.training import fit

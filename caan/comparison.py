@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 from caan import config, metrics, storage
 from caan.division import split_validation
 from caan.errors import InputError
+from caan.experiments.classical import CLASSICAL_MODELS, EncoderConfig, build_encoder
 from caan.loading import check_classes
 from caan.models.build import ModelConfig, build_model
-from caan.models.classical import CLASSICAL_MODELS, EncoderConfig, build_encoder
+from caan.models.evidence import RULES
 from caan.packing import PackedVideos
-from caan.prediction import RULES, predict
+from caan.prediction import predict
 from caan.recipes import RECIPES, Recipe
 from caan.training import fit
 

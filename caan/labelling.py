@@ -13,11 +13,11 @@ import pyarrow as pa
 import torch
 
 from caan.arrow import flat_list, vector_array
-from caan.checkpoint import LoadedModel, load_model
 from caan.extraction import ExtractionConfig, SegmentEmbedder
 from caan.identity import DLIB_DIM, VGGFACE_DIM, shorter
-from caan.models.frames import EncodedFrames, FrameBatch
-from caan.prediction import blinded
+from caan.models.checkpoint import LoadedModel, load_model
+from caan.models.evidence import blinded
+from caan.models.head import EncodedFrames, FrameBatch
 from caan.schema import segment_scores_schema
 
 MAX_HEAD_FRAMES = 1024

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.models.frames import FrameBatch, Head
+from caan.models.head import FrameBatch, Head
 from caan.packing import PackedVideos, Videos
 
 SAMPLINGS = ("balanced", "shuffled")

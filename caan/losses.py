@@ -1,4 +1,4 @@
-"""What the heads are trained on. Shape legend in `caan/models/frames.py`; N: all of a batch.
+"""What the heads are trained on. Shape legend in `caan/models/head.py`; N: all of a batch.
 
 Cross-entropies are returned per video, so that a batch split over workers sums to the same loss;
 metric losses take the features of the whole batch. Targets are class numbers [B], or

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from caan import losses
 from caan.losses import LossConfig
-from caan.models.frames import FrameBatch, HeadOutput
+from caan.models.head import FrameBatch, HeadOutput
 
 
 def batch_loss(

@@ -9,13 +9,13 @@ import pyarrow as pa
 import torch
 
 from caan.arrow import numbers
-from caan.checkpoint import LoadedModel
 from caan.detections import TrackConfig
 from caan.errors import InputError
 from caan.faces import Policy
-from caan.models.frames import HeadOutput
+from caan.models.checkpoint import LoadedModel
+from caan.models.evidence import label_of, probabilities_of, video_evidence
+from caan.models.head import HeadOutput
 from caan.people import Mark, VideoPeople, find_people
-from caan.prediction import label_of, probabilities_of, video_evidence
 from caan.schema import FRAME_SCORES_SCHEMA, LABELS_SCHEMA, WINDOWS_SCHEMA, table_of
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from caan import losses
 from caan.arrow import joined_values
 from caan.errors import InputError
 from caan.loading import SAMPLINGS, Batch, sample_offsets
-from caan.models.frames import FrameBatch
+from caan.models.head import FrameBatch
 from caan.packed_files import PackedFiles
 
 

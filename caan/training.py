@@ -20,10 +20,11 @@ from caan import losses
 from caan.errors import InputError
 from caan.loading import Loader, MemoryLoader, check_classes, check_faces
 from caan.losses import LossConfig
-from caan.models.frames import Head, HeadOutput
+from caan.models.evidence import RULES, check_dimensions, frames_to
+from caan.models.head import Head, HeadOutput
 from caan.objective import batch_loss
 from caan.packing import PackedVideos, Videos
-from caan.prediction import RULES, Predictions, check_dimensions, frames_to
+from caan.prediction import Predictions
 from caan.validation import centroids, epoch_metrics, judge, metrics_by_rule
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan import metrics
-from caan.models.frames import Head
+from caan.models.evidence import RULES, calibrated_temperature
+from caan.models.head import Head
 from caan.packing import Videos
-from caan.prediction import RULES, Predictions, calibrated_temperature, joined, predict
+from caan.prediction import Predictions, joined, predict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from caan import comparison, config, on_ray, seen_videos, storage, tables
 from caan.comparison import FROM_POOL5, SYSTEMS, Trial
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
-from caan.models.classical import EncoderConfig
+from caan.experiments.classical import EncoderConfig
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.packing import PackedVideos, add_maps, pack_features

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from caan import checkpoint, pooling, storage
+from caan import pooling, storage
+from caan.models import checkpoint
 from caan.outputs import layout
 from caan.people import Mark
 from caan.pooling import PoolConfig

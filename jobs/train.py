@@ -25,15 +25,16 @@ import ray.train.torch
 import torch
 from tensorboardX import SummaryWriter
 
-from caan import checkpoint, config, on_ray, storage
+from caan import config, on_ray, storage
 from caan.backbones.weights import finetuned_of
-from caan.checkpoint import LoadedModel, ModelInfo
 from caan.comparison import fitted
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
+from caan.models import checkpoint
 from caan.models.build import ModelConfig, build_model
-from caan.models.frames import Head
-from caan.models.growth import grow_from
+from caan.models.checkpoint import LoadedModel, ModelInfo
+from caan.models.head import Head
+from caan.models.net2net import grow_from
 from caan.outputs import layout
 from caan.packed_files import PackedFiles
 from caan.packing import PackedVideos

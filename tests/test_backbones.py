@@ -234,7 +234,7 @@ def test_precision_follows_the_device() -> None:
 def test_memory_that_networks_free_is_kept_for_their_next_layer() -> None:
     code = """
 import resource, torch
-from caan.backbones import keep_freed_memory
+from caan.backbones.backbone import keep_freed_memory
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 assert keep_freed_memory()
 for _ in range(20):  # pieces that cannot be aligned are left behind at first

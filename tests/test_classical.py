@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caan.errors import InputError
-from caan.models.classical import (
+from caan.experiments.classical import (
     CLASSICAL_MODELS,
     ConceptSelection,
     EncoderConfig,

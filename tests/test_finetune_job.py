@@ -9,11 +9,12 @@ import ray
 from test_faster_rcnn import write_wider
 from test_jobs import write_clip
 
-from caan import checkpoint, on_ray, storage
+from caan import on_ray, storage
 from caan.errors import InputError
 from caan.faces import DetectorConfig, load_detector
 from caan.finetuning import FinetuneConfig
 from caan.media.sampling import sample_frames
+from caan.models import checkpoint
 from caan.seen_videos import read_beside
 from jobs import extract, finetune, index, label, train
 from jobs.pipeline import Resources

@@ -5,7 +5,7 @@ import torch
 
 from caan.errors import InputError
 from caan.models import FrameBatch, ModelConfig, build_model
-from caan.models.growth import grow_from
+from caan.models.net2net import grow_from
 
 SMALL = ModelConfig(
     modality="face", projection_size=9, feature_size=8, scorer_depth=3, scorer_sizes=(5, 4)

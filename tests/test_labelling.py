@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from caan.checkpoint import LoadedModel, ModelInfo
 from caan.labelling import FrameScorer
 from caan.models import FrameBatch, ModelConfig, build_model
+from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.pooling import PoolConfig, pool_videos
 from caan.schema import (
     EMOTIONS,

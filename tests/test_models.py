@@ -8,7 +8,7 @@ import torch
 from caan.errors import InputError
 from caan.losses import LossConfig
 from caan.models import MODELS, EncodedFrames, FrameBatch, ModelConfig, build_model
-from caan.models.attention import normalize_scores
+from caan.models.caan import normalize_scores
 from caan.objective import batch_loss
 
 DIM, EMOTIONS, POOL5 = 24, 5, (6, 3, 3)

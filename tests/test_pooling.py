@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from caan.checkpoint import LoadedModel, ModelInfo
 from caan.detections import TrackConfig, with_identity
 from caan.errors import InputError
 from caan.models import ModelConfig, build_model
+from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.people import Mark
 from caan.pooling import PoolConfig, pool_videos
 from caan.schema import EMOTIONS, WINDOWS_SCHEMA, segment_scores_schema, table_of

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from caan.backbones.starter_face import WEIGHTS, StarterFace, standardise
-from caan.checkpoint import load_model
 from caan.models import FrameBatch
+from caan.models.checkpoint import load_model
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
 from caan.starter.head import as_cropped, spoil

@@ -23,8 +23,8 @@ from training_runs import (
 )
 
 from caan import on_ray, storage
-from caan.checkpoint import load_model
 from caan.errors import InputError
+from caan.models.checkpoint import load_model
 from jobs import train
 
 ROOT = Path(__file__).resolve().parents[1]

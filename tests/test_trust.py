@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_training import QUICK, packed_videos, small_head
 
-from caan import checkpoint, label_run, on_ray, storage
+from caan import label_run, on_ray, storage
 from caan.attempts import AttemptLog
 from caan.backbones.vgg import Vgg
 from caan.backbones.weights import download, ready_weights, save_weights
@@ -28,6 +28,7 @@ from caan.errors import InputError
 from caan.extraction import ExtractionConfig
 from caan.faces import DetectorConfig, load_detector
 from caan.indexing import IndexProber
+from caan.models import checkpoint
 from caan.outputs.forget import forget
 from caan.outputs.plan import check_manifest
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of

@@ -12,9 +12,9 @@ import ray
 from feature_files import write_features
 
 from caan import on_ray, search_report, spaces, storage
-from caan.checkpoint import load_model
 from caan.errors import InputError
 from caan.models.build import ModelConfig
+from caan.models.checkpoint import load_model
 from caan.search_report import SearchTrial
 from caan.training import TrainConfig
 from jobs import reproduce, train, tune

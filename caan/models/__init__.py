@@ -1,7 +1,7 @@
 """Heads: models over the face and context vectors of a video."""
 
 from caan.models.build import MODELS, ModelConfig, build_model
-from caan.models.frames import EncodedFrames, FrameBatch, Head, HeadOutput
+from caan.models.head import EncodedFrames, FrameBatch, Head, HeadOutput
 
 __all__ = [
     "MODELS",

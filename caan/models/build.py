@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from caan.errors import InputError
-from caan.models.attention import CAAN
-from caan.models.average import CAA, FAA, FFAA, ContextFusionNet, EmoticNet
-from caan.models.frames import Head
+from caan.models.attention_baselines import QAN, AdaptiveFusion, AttentionClusters, EmotionFAN
+from caan.models.averaging import CAA, FAA, FFAA, ContextFusionNet, EmoticNet
+from caan.models.caan import CAAN
+from caan.models.head import Head
 from caan.models.pool5 import PoolFiveAttention
 from caan.models.recurrent import LateFusionLSTM, ScoreTree
-from caan.models.weighing import QAN, AdaptiveFusion, AttentionClusters, EmotionFAN
 
 MODELS: dict[str, Callable[..., Head]] = {
     "caan": CAAN,

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caan.errors import InputError
-from caan.models.attention import SCORE_FUNCTIONS, normalize_scores
-from caan.models.frames import EncodedFrames, FrameBatch, Head, one_of, weighted_sum
+from caan.models.caan import SCORE_FUNCTIONS, normalize_scores
+from caan.models.head import EncodedFrames, FrameBatch, Head, one_of, weighted_sum
 
 CHANNELS = (128, 64, 32)
 """Output channels of the score branch's convolutions (our choice)."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caan.models.frames import EncodedFrames, FrameBatch, Head, masked_mean
+from caan.models.head import EncodedFrames, FrameBatch, Head, masked_mean
 
 
 class _TwoLSTMs(Head):

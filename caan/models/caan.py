@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caan.errors import InputError
-from caan.models.frames import EncodedFrames, FrameBatch, Head, one_of, weighted_sum
+from caan.models.head import EncodedFrames, FrameBatch, Head, one_of, weighted_sum
 
 SCORE_FUNCTIONS = ("sigmoid", "softplus", "softmax", "raw")
 FUSIONS = ("concat", "concat_fc", "sum_fc", "product", "gated")

@@ -18,8 +18,8 @@ from torch import Tensor
 from caan import config as configs
 from caan.errors import InputError
 from caan.models.build import ModelConfig, build_model
-from caan.models.frames import Head
-from caan.prediction import RULES
+from caan.models.evidence import RULES
+from caan.models.head import Head
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -27,7 +27,7 @@ METRICS_FILE = "metrics.json"
 BACKBONE_FILE = "{}_backbone.safetensors"
 """Weights of a fine-tuned backbone of `face` or `context`, which travel with the model."""
 CENTROIDS = "centroids_KR"
-STARTER = Path(__file__).parent / "starter" / "model"
+STARTER = Path(__file__).parents[1] / "starter" / "model"
 """The model folder that comes with the package."""
 FORMAT = 1
 

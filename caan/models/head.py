@@ -65,7 +65,7 @@ class Standardize(nn.Module):
     mean_D: Tensor
     """Mean of the training frames; zeros until set."""
     is_fixed = False
-    """True keeps what another model's training frames set (`caan.models.growth`)."""
+    """True keeps what another model's training frames set (`caan.models.net2net`)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.models.attention import CAAN
-from caan.models.frames import Head
+from caan.models.caan import CAAN
+from caan.models.head import Head
 
 
 def grow_from(

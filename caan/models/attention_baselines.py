@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caan.models.attention import normalize_scores
-from caan.models.frames import EncodedFrames, FrameBatch, Head, masked_mean, one_of, weighted_sum
+from caan.models.caan import normalize_scores
+from caan.models.head import EncodedFrames, FrameBatch, Head, masked_mean, one_of, weighted_sum
 
 
 class _SingleStream(Head):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caan.models.frames import EncodedFrames, FrameBatch, Head, HeadOutput, masked_mean
+from caan.models.head import EncodedFrames, FrameBatch, Head, HeadOutput, masked_mean
 
 
 class AverageFirst(Head):

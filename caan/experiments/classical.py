@@ -21,7 +21,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from caan.errors import InputError
 from caan.loading import rows_of_all
-from caan.models.frames import one_of
+from caan.models.head import one_of
 from caan.packing import PackedVideos
 
 CHUNK_FRAMES = 2048

@@ -1,0 +1,1 @@
+"""Comparisons of systems and searches of options: the paper's tables."""
