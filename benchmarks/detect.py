@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 
 from benchmarks.measuring import in_turn, packaged_clip, write_record
-from caan.faces import MIN_SCORES, DetectorConfig, load_detector, resize_for_detector
+from caan.faces.build import load_detector
+from caan.faces.crops import resize_for_detector
+from caan.faces.detection import MIN_SCORES, DetectorConfig
 from caan.media.sampling import sample_frames
 
 SIDES = (320, 640, 1280)

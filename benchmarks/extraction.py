@@ -41,7 +41,9 @@ from benchmarks.measuring import machine
 from caan.backbones.backbone import Backbone, BackboneConfig, embed_pictures, keep_freed_memory
 from caan.backbones.build import load_backbone
 from caan.extraction import ExtractionConfig
-from caan.faces import DetectorConfig, crop_face, load_detector, resize_context, select_faces
+from caan.faces.build import load_detector
+from caan.faces.crops import crop_face, resize_context
+from caan.faces.detection import DetectorConfig, select_faces
 from caan.media.sampling import sample_frames
 from caan.outputs import layout
 

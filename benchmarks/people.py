@@ -32,7 +32,8 @@ from caan import storage
 from caan.cutting import SegmentCut, warm_up
 from caan.detections import TrackConfig, with_identity
 from caan.extraction import ExtractionConfig
-from caan.faces import DetectorConfig, iou, load_detector
+from caan.faces.build import load_detector
+from caan.faces.detection import DetectorConfig, iou
 from caan.identity import IdentityConfig
 from caan.media.sampling import sample_frames
 from caan.outputs.plan import plan_segments

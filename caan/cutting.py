@@ -20,14 +20,9 @@ import pyarrow as pa
 
 from caan.cascade import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
 from caan.errors import DecodeFailed, VideoError
-from caan.faces import (
-    DetectorConfig,
-    Face,
-    crop_face,
-    load_detector,
-    resize_context,
-    select_faces,
-)
+from caan.faces.build import load_detector
+from caan.faces.crops import crop_face, resize_context
+from caan.faces.detection import DetectorConfig, Face, select_faces
 from caan.identity import IdentityConfig, dlib_identity, identify
 from caan.media.sampling import Frame, KeyFrame, key_frames, sample_frames
 from caan.schema import PICTURES_SCHEMA, table_of

@@ -33,7 +33,9 @@ from caan.cutting import (
     warm_up,
 )
 from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
-from caan.faces import Box, DetectorConfig, load_detector, resize_context, select_faces
+from caan.faces.build import load_detector
+from caan.faces.crops import resize_context
+from caan.faces.detection import Box, DetectorConfig, select_faces
 from caan.identity import IdentityConfig, identify
 from caan.media.sandbox import Sandbox
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of

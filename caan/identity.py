@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from caan.errors import InputError
-from caan.faces import Box, Face
+from caan.faces.detection import Box, Face
 from caan.identity_network import CHIP_PIXELS, IdentityNetwork
 
 DLIB_DIM = 128

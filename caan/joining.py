@@ -13,7 +13,7 @@ from caan.detections import (
     distances_between,
     sizes,
 )
-from caan.faces import iou
+from caan.faces.detection import iou
 
 MIN_SPLIT_FACES = 3
 """Pictures of a face that show, before and after, that a track went over to somebody else."""

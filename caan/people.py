@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from caan.arrow import flat_list, numbers
 from caan.detections import DROPPED, Detections, Frames, TrackConfig
-from caan.faces import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
+from caan.faces.detection import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
 from caan.schema import video_status
 from caan.tracks import follow_faces, select_people
 

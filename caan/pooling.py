@@ -11,7 +11,7 @@ import torch
 from caan.arrow import numbers
 from caan.detections import TrackConfig
 from caan.errors import InputError
-from caan.faces import Policy
+from caan.faces.detection import Policy
 from caan.models.checkpoint import LoadedModel
 from caan.models.evidence import label_of, probabilities_of, video_evidence
 from caan.models.head import HeadOutput

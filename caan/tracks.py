@@ -23,7 +23,7 @@ from caan.detections import (
     distances_between,
     sizes,
 )
-from caan.faces import Box, Policy, iou
+from caan.faces.detection import Box, Policy, iou
 from caan.joining import join_people, mend_tracks, split_tracks
 
 UNLIKE_LIMIT = 1.5

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from caan import storage
 from caan.errors import InputError
-from caan.faces import DetectorConfig, resize_for_detector
+from caan.faces.crops import resize_for_detector
+from caan.faces.detection import DetectorConfig
 from caan.seen_videos import shuffle_key
 
 LISTED_SCHEMA = pa.schema(

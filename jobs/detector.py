@@ -15,9 +15,10 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from caan import config, faster_rcnn, finetuning, on_ray
-from caan.faces import DetectorConfig
-from caan.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
+from caan import config, finetuning, on_ray
+from caan.faces import faster_rcnn
+from caan.faces.detection import DetectorConfig
+from caan.faces.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
 from caan.finetuning import FinetuneResult
 from caan.wider_face import decode_images, images_of, read_wider_face
 from jobs.fitting import begin, finish, train_network, work, worker_place

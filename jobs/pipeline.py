@@ -20,7 +20,7 @@ from caan.cutting import CutConfig
 from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
-from caan.faces import GPU_DETECTORS
+from caan.faces.detection import GPU_DETECTORS
 from caan.identity import IdentityConfig
 from caan.outputs import commits, layout
 from caan.outputs.layout import SUCCESS, Shard

@@ -4,15 +4,9 @@ import psutil
 import pytest
 
 from caan.errors import InputError
-from caan.faces import (
-    DetectorConfig,
-    Face,
-    crop_face,
-    faces_in_picture,
-    load_detector,
-    resize_context,
-    select_faces,
-)
+from caan.faces.build import load_detector
+from caan.faces.crops import crop_face, resize_context
+from caan.faces.detection import DetectorConfig, Face, faces_in_picture, select_faces
 
 LIBFACE = DetectorConfig(name="libfacedetection")
 

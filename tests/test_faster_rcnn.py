@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from caan import faster_rcnn, wider_face
+from caan import wider_face
 from caan.errors import InputError
-from caan.faces import DetectorConfig, load_detector
-from caan.faster_rcnn import DetectorLoss, average_precision
+from caan.faces import faster_rcnn
+from caan.faces.build import load_detector
+from caan.faces.detection import DetectorConfig
+from caan.faces.faster_rcnn import DetectorLoss, average_precision
 from caan.finetuning import FinetuneConfig, fit_pictures, parameter_groups
 from caan.media.sampling import sample_frames
 

@@ -11,7 +11,8 @@ from test_jobs import write_clip
 
 from caan import on_ray, storage
 from caan.errors import InputError
-from caan.faces import DetectorConfig, load_detector
+from caan.faces.build import load_detector
+from caan.faces.detection import DetectorConfig
 from caan.finetuning import FinetuneConfig
 from caan.media.sampling import sample_frames
 from caan.models import checkpoint

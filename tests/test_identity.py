@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caan.errors import InputError
-from caan.faces import Face
+from caan.faces.detection import Face
 from caan.identity import IdentityConfig, dlib_identity, identify, identity_name, shorter
 from caan.identity_network import IdentityNetwork
 from caan.media.sampling import sample_frames

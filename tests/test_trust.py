@@ -26,7 +26,8 @@ from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
-from caan.faces import DetectorConfig, load_detector
+from caan.faces.build import load_detector
+from caan.faces.detection import DetectorConfig
 from caan.indexing import IndexProber
 from caan.models import checkpoint
 from caan.outputs.forget import forget

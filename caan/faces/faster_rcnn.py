@@ -21,7 +21,8 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from caan.backbones.build import packaged_mobilenet
 from caan.backbones.weights import ready_weights, save_weights
 from caan.errors import InputError
-from caan.faces import DetectorConfig, Face, faces_in_picture, iou, resize_for_detector
+from caan.faces.crops import resize_for_detector
+from caan.faces.detection import DetectorConfig, Face, faces_in_picture, iou
 
 NETWORKS = ("resnet50", "mobilenet")
 """resnet50: torchvision's fasterrcnn_resnet50_fpn, 41 million weights and 207 GMAC for a picture of

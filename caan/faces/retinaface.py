@@ -6,9 +6,11 @@ same boxes (before it truncates them to whole pixels) and scores for many. Sourc
 """
 
 import hashlib
+import os
 import pickle
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,12 +18,11 @@ from retinaface.commons import postprocess
 from retinaface.model.retinaface_pth_model import RetinaFace
 
 from caan.errors import InputError
-from caan.faces import (
+from caan.faces.crops import resize_for_detector
+from caan.faces.detection import (
     DetectorConfig,
     Face,
     faces_in_picture,
-    resize_for_detector,
-    retinaface_weights_path,
 )
 
 ANCHORS = {
@@ -104,3 +105,31 @@ def decode_outputs(
     candidates = np.column_stack([boxes_all[order], scores_all[order]]).astype(np.float32)
     kept = candidates[postprocess.cpu_nms(candidates, NMS_IOU)]
     return kept[:, :4].astype(np.float64), kept[:, 4]
+
+
+def retinaface_weights_path(config: DetectorConfig) -> Path:
+    """The local weight file of retinaface; an s3:// one is fetched into the node's cache.
+
+    Raises:
+        InputError: there is no such file. Nothing is downloaded from the web here.
+    """
+    if config.weights.startswith("s3://"):
+        from caan.backbones.weights import cache_folder
+        from caan.storage.files import fetch
+
+        try:
+            return fetch(config.weights, cache_folder())
+        except FileNotFoundError:
+            path = Path(config.weights)
+    else:
+        home = Path(os.environ.get("DEEPFACE_HOME") or Path.home())
+        default = home / ".deepface" / "weights" / "retinaface.pth"
+        path = Path(config.weights).expanduser() if config.weights else default
+        if path.is_file():
+            return path
+    raise InputError(
+        f"the weights of retinaface are not at `{config.weights or path}`: download "
+        "https://github.com/serengil/deepface_models/releases/download/v1.0/retinaface.pth "
+        "(110 MB), put it there or name it as the detector's weights (local path or s3://); "
+        "or give --detector libfacedetection, which needs no file"
+    )

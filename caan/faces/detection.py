@@ -1,0 +1,136 @@
+"""Faces in pictures: what a detector gives, how it is configured, and which faces are chosen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from caan.errors import InputError
+
+Box = tuple[float, float, float, float]
+Policy = Literal["main", "marked", "all"]
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detection."""
+
+    box: Box
+    """x0, y0, x1, y1 in pixels of the picture given."""
+    score: float
+    """The detector's confidence, 0..1; not comparable between detectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Which face detector, and how it looks."""
+
+    name: Literal["retinaface", "libfacedetection", "faster_rcnn"] = "retinaface"
+    """`retinaface` (110 MB of weights, CPU or GPU), `libfacedetection` (weights in its wheel) or
+    `faster_rcnn` (the paper's, trained by jobs.finetune)."""
+    min_score: float | None = None
+    """Lowest score that counts as a face, 0..1; none: the detector's own (`MIN_SCORES`)."""
+    detect_size_pixels: int = 640
+    """Longest side of the picture that the detector sees; larger pictures are shrunk to it."""
+    max_enlargement: float = 2.0
+    """Pictures below `detect_size_pixels` are enlarged to it, by at most this factor; 1: never.
+    Twice as large, the faces of 20-40 pixels in small clips score 0.80 and more instead of 0.75
+    and more with libfacedetection."""
+    weights: str = ""
+    """Weight file of retinaface, local path or s3://; empty: where the retina-face package looks
+    ($DEEPFACE_HOME/.deepface/weights/retinaface.pth, DEEPFACE_HOME being the home folder). Of
+    faster_rcnn: what jobs.finetune wrote."""
+    batch_size: int = 8
+    """Pictures per pass of the network of retinaface or faster_rcnn."""
+
+
+GPU_DETECTORS = ("retinaface", "faster_rcnn")
+"""Detectors that get a stage of their own where there is a GPU."""
+
+MIN_SCORES = {"retinaface": 0.9, "libfacedetection": 0.8, "faster_rcnn": 0.8}
+"""The default of `min_score`. retinaface: the retina-face package's own. faster_rcnn: our choice,
+what a user's training gives decides. libfacedetection: measured
+on real clips with people, at 10 frames per second: every upright face of 20 pixels and more scored
+0.80 to 0.95; heads seen in profile or from behind mostly below 0.75, at most 0.83; a cartoon rabbit
+up to 0.87; pictures without people nothing. Small faces tilted by 30 degrees fall to 0.6-0.8 and
+are lost; large ones stay above 0.85."""
+
+LONE_MIN_SCORES = {"libfacedetection": 0.85}
+"""Lowest score of a face near in time to no other. Measured on 27 real clips at 2 frames per
+second: false faces came alone and scored 0.80 to 0.82, people's 0.84 and more and hardly alone."""
+LONE_SECONDS = 1.0
+"""How near in time another face must be."""
+
+
+class Detector(Protocol):
+    """What `load_detector` gives."""
+
+    identity: str
+    """Detector, version and the hash of its weights if it has a file of them."""
+
+    def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
+        """Faces per picture, boxes inside the picture, best score first."""
+
+
+def _min_score(config: DetectorConfig) -> float:
+    score = MIN_SCORES[config.name] if config.min_score is None else config.min_score
+    if not 0 < score <= 1:
+        raise InputError(f"min_score {score} must lie in 0..1, above 0")
+    return score
+
+
+def faces_in_picture(
+    boxes: np.ndarray, scores: np.ndarray, seen: np.ndarray, picture: np.ndarray
+) -> list[Face]:
+    """Boxes [N, 4] in pixels of `seen` as faces in pixels of `picture`, cut at its edges."""
+    height, width = picture.shape[:2]
+    scale = np.tile([width / seen.shape[1], height / seen.shape[0]], 2)
+    boxes = np.clip(boxes * scale, 0, [width, height, width, height])
+    faces = [
+        Face(box=(float(x0), float(y0), float(x1), float(y1)), score=float(score))
+        for (x0, y0, x1, y1), score in zip(boxes, scores, strict=True)
+        if x1 > x0 and y1 > y0
+    ]
+    return sorted(faces, key=lambda face: -face.score)
+
+
+def iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+    """Intersection over union, 0..1, of boxes [N, 4] with boxes [M, 4], as [N, M]."""
+    a, b = boxes_a[:, None].astype(np.float64), boxes_b[None].astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.maximum(sides, 0).prod(-1)
+    total = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
+    return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
+
+
+def _area(face: Face) -> float:
+    x0, y0, x1, y1 = face.box
+    return (x1 - x0) * (y1 - y0)
+
+
+def select_faces(
+    faces: Sequence[Face], policy: Policy, marked_box: Box | None = None, max_faces: int = 4
+) -> list[Face]:
+    """The faces of one picture that `policy` wants.
+
+    `main`: the largest box, of equal ones the better score. `marked`: the one that overlaps
+    `marked_box` most (IoU), none if none does. `all`: up to `max_faces`, by area times score.
+    Source: our choice; the paper marks one person per clip (section 3).
+
+    Raises:
+        InputError: unknown policy, or `marked` without a `marked_box`.
+    """
+    if policy not in ("main", "marked", "all"):
+        raise InputError(f"--face-policy `{policy}` is unknown: give main, marked or all")
+    if policy == "marked" and marked_box is None:
+        raise InputError("--face-policy marked needs a face_box in the manifest: or give main")
+    if not faces:
+        return []
+    if policy == "main":
+        return [max(faces, key=lambda face: (_area(face), face.score))]
+    if policy == "marked":
+        overlaps = iou(np.array([face.box for face in faces]), np.array([marked_box]))[:, 0]
+        best = int(overlaps.argmax())
+        return [faces[best]] if overlaps[best] > 0 else []
+    return sorted(faces, key=lambda face: -_area(face) * face.score)[:max_faces]
