@@ -30,14 +30,14 @@ from scipy.optimize import linear_sum_assignment
 
 from caan import storage
 from caan.cutting import SegmentCut, warm_up
-from caan.detections import TrackConfig, with_identity
 from caan.extraction import ExtractionConfig
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig, iou
-from caan.identity import IdentityConfig
 from caan.media.sampling import sample_frames
 from caan.outputs.plan import plan_segments
-from caan.people import VideoPeople, find_people
+from caan.people.detections import TrackConfig, with_identity
+from caan.people.face_embedding import IdentityConfig
+from caan.people.people import VideoPeople, find_people
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 WIDTH, HEIGHT, FPS = 640, 360, 5

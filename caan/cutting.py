@@ -23,8 +23,8 @@ from caan.errors import DecodeFailed, VideoError
 from caan.faces.build import load_detector
 from caan.faces.crops import crop_face, resize_context
 from caan.faces.detection import DetectorConfig, Face, select_faces
-from caan.identity import IdentityConfig, dlib_identity, identify
 from caan.media.sampling import Frame, KeyFrame, key_frames, sample_frames
+from caan.people.face_embedding import IdentityConfig, dlib_identity, identify
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
 from caan.storage.paths import is_s3

@@ -36,8 +36,8 @@ from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
 from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import Box, DetectorConfig, select_faces
-from caan.identity import IdentityConfig, identify
 from caan.media.sandbox import Sandbox
+from caan.people.face_embedding import IdentityConfig, identify
 from caan.schema import PICTURES_SCHEMA, features_schema, table_of
 from caan.storage.scratch import scratch_file, sweep
 

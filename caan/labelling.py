@@ -14,10 +14,10 @@ import torch
 
 from caan.arrow import flat_list, vector_array
 from caan.extraction import ExtractionConfig, SegmentEmbedder
-from caan.identity import DLIB_DIM, VGGFACE_DIM, shorter
 from caan.models.checkpoint import LoadedModel, load_model
 from caan.models.evidence import blinded
 from caan.models.head import EncodedFrames, FrameBatch
+from caan.people.face_embedding import DLIB_DIM, VGGFACE_DIM, shorter
 from caan.schema import segment_scores_schema
 
 MAX_HEAD_FRAMES = 1024
@@ -34,7 +34,7 @@ class FrameScorer:
     """Features -> segment_scores: the head's frame part on every face that was kept."""
 
     def __init__(self, model: LoadedModel, device: str, identity: str = "none") -> None:
-        """`identity` names the vector that tells people apart (`caan.identity`)."""
+        """`identity` names the vector that tells people apart (`caan.people.face_embedding`)."""
         self.model = model
         self.device = device
         self.identity = identity

@@ -9,13 +9,13 @@ import pyarrow as pa
 import torch
 
 from caan.arrow import numbers
-from caan.detections import TrackConfig
 from caan.errors import InputError
 from caan.faces.detection import Policy
 from caan.models.checkpoint import LoadedModel
 from caan.models.evidence import label_of, probabilities_of, video_evidence
 from caan.models.head import HeadOutput
-from caan.people import Mark, VideoPeople, find_people
+from caan.people.detections import TrackConfig
+from caan.people.people import Mark, VideoPeople, find_people
 from caan.schema import FRAME_SCORES_SCHEMA, LABELS_SCHEMA, WINDOWS_SCHEMA, table_of
 
 Row = dict[str, Any]

@@ -19,14 +19,14 @@ from typing import Any, Literal
 import ray
 
 from caan import config, on_ray, storage
-from caan.detections import TrackConfig, with_identity
 from caan.errors import InputError, redact
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
-from caan.identity import IdentityConfig, dlib_identity, identity_name
 from caan.labelling import SegmentScorer
 from caan.models import checkpoint
 from caan.models.checkpoint import ModelInfo
 from caan.outputs import layout
+from caan.people.detections import TrackConfig, with_identity
+from caan.people.face_embedding import IdentityConfig, dlib_identity, identity_name
 from caan.pooling import PoolConfig
 from caan.sidecars import Kind
 from jobs.pipeline import Pipeline, Resources, Run

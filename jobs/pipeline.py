@@ -21,11 +21,11 @@ from caan.datasets import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
 from caan.faces.detection import GPU_DETECTORS
-from caan.identity import IdentityConfig
 from caan.outputs import commits, layout
 from caan.outputs.layout import SUCCESS, Shard
 from caan.outputs.plan import WATCHED, check_manifest, plan_segments
 from caan.outputs.throughput import Pools, limit_of
+from caan.people.face_embedding import IdentityConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import ray
 from caan import pooling, storage
 from caan.models import checkpoint
 from caan.outputs import layout
-from caan.people import Mark
+from caan.people.people import Mark
 from caan.pooling import PoolConfig
 from caan.schema import MANIFEST_SCHEMA
 from caan.sidecars import (

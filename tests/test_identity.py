@@ -8,9 +8,15 @@ import pytest
 
 from caan.errors import InputError
 from caan.faces.detection import Face
-from caan.identity import IdentityConfig, dlib_identity, identify, identity_name, shorter
-from caan.identity_network import IdentityNetwork
 from caan.media.sampling import sample_frames
+from caan.people.dlib_resnet import IdentityNetwork
+from caan.people.face_embedding import (
+    IdentityConfig,
+    dlib_identity,
+    identify,
+    identity_name,
+    shorter,
+)
 
 dlib = pytest.importorskip("_dlib_pybind11", reason="needs the wheel of dlib")
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 
 from caan.cutting import SegmentCut, warm_up
-from caan.detections import TrackConfig, with_identity
 from caan.extraction import ExtractionConfig
-from caan.identity import IdentityConfig
 from caan.media.sampling import probe, sample_frames
 from caan.outputs.plan import plan_segments
-from caan.people import Mark, VideoPeople, false_faces, find_people
+from caan.people.detections import TrackConfig, with_identity
+from caan.people.face_embedding import IdentityConfig
+from caan.people.people import Mark, VideoPeople, false_faces, find_people
 from caan.schema import MANIFEST_SCHEMA, segment_scores_schema, table_of
 
 WITH_DLIB = with_identity(TrackConfig(), "dlib")

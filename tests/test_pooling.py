@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from caan.detections import TrackConfig, with_identity
 from caan.errors import InputError
 from caan.models import ModelConfig, build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
-from caan.people import Mark
+from caan.people.detections import TrackConfig, with_identity
+from caan.people.people import Mark
 from caan.pooling import PoolConfig, pool_videos
 from caan.schema import EMOTIONS, WINDOWS_SCHEMA, segment_scores_schema, table_of
 

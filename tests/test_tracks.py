@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from caan.detections import DROPPED, Detections, Frames, TrackConfig, with_identity
-from caan.joining import average_linkage
-from caan.tracks import find_cuts, follow_faces, select_people
+from caan.people.clustering import average_linkage
+from caan.people.detections import DROPPED, Detections, Frames, TrackConfig, with_identity
+from caan.people.tracking import find_cuts, follow_faces, select_people
 
 SIZE = 40.0
 NAMES = {name: vector for name, vector in zip("abcd", np.eye(8)[:4], strict=True)}

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from caan.detections import (
+from caan.faces.detection import iou
+from caan.people.detections import (
     DROPPED,
     Detections,
     TrackConfig,
@@ -13,7 +14,6 @@ from caan.detections import (
     distances_between,
     sizes,
 )
-from caan.faces.detection import iou
 
 MIN_SPLIT_FACES = 3
 """Pictures of a face that show, before and after, that a track went over to somebody else."""

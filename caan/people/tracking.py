@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from caan.detections import (
+from caan.faces.detection import Box, Policy, iou
+from caan.people.clustering import join_people, mend_tracks, split_tracks
+from caan.people.detections import (
     DROPPED,
     Detections,
     Frames,
@@ -23,8 +25,6 @@ from caan.detections import (
     distances_between,
     sizes,
 )
-from caan.faces.detection import Box, Policy, iou
-from caan.joining import join_people, mend_tracks, split_tracks
 
 UNLIKE_LIMIT = 1.5
 """A face that is this many times `person_distance` from a track's appearance is another's, unless

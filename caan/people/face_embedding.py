@@ -13,7 +13,7 @@ import numpy as np
 
 from caan.errors import InputError
 from caan.faces.detection import Box, Face
-from caan.identity_network import CHIP_PIXELS, IdentityNetwork
+from caan.people.dlib_resnet import CHIP_PIXELS, IdentityNetwork
 
 DLIB_DIM = 128
 """Numbers of a dlib vector."""

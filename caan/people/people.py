@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from caan.arrow import flat_list, numbers
-from caan.detections import DROPPED, Detections, Frames, TrackConfig
 from caan.faces.detection import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
+from caan.people.detections import DROPPED, Detections, Frames, TrackConfig
+from caan.people.tracking import follow_faces, select_people
 from caan.schema import video_status
-from caan.tracks import follow_faces, select_people
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Who is who in a video: tracks of faces, joined to people."""
