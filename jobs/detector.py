@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 
 from caan import config, finetuning, on_ray
+from caan.datasets.wider_face import decode_images, images_of, read_wider_face
 from caan.faces import faster_rcnn
 from caan.faces.detection import DetectorConfig
 from caan.faces.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
 from caan.finetuning import FinetuneResult
-from caan.wider_face import decode_images, images_of, read_wider_face
 from jobs.fitting import begin, finish, train_network, work, worker_place
 
 if TYPE_CHECKING:

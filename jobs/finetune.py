@@ -30,6 +30,7 @@ from caan import config, finetuning, losses, on_ray, storage
 from caan.backbones.backbone import RANDOM
 from caan.backbones.build import load_backbone
 from caan.backbones.weights import SEEN_VIDEOS, save_weights
+from caan.datasets.splits import hold_out, shuffle_key
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, SandboxConfig, identities
 from caan.finetuning import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
@@ -37,7 +38,7 @@ from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.picture_changes import change_pictures
 from caan.schema import label_set_of
-from caan.seen_videos import SeenVideos, hold_out, seen_of, shuffle_key
+from caan.seen_videos import SeenVideos, seen_of
 from jobs.detector import train_detector
 from jobs.fitting import PICTURES, begin, finish, train_network, work, worker_place
 from jobs.pipeline import Pipeline, Resources, Run

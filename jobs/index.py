@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 
 from caan import on_ray, storage
-from caan.datasets import DATASETS, check_labels, check_splits, compare_counts
+from caan.datasets.registry import DATASETS, check_labels, check_splits, compare_counts
 from caan.errors import InputError
 from caan.indexing import IndexProber
 from caan.schema import MANIFEST_SCHEMA, table_of

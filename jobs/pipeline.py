@@ -17,7 +17,7 @@ from caan import config as configs
 from caan import on_ray, schema, storage
 from caan.cascade import estimated_savings
 from caan.cutting import CutConfig
-from caan.datasets import face_crops_of, require_context
+from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
 from caan.faces.detection import GPU_DETECTORS

@@ -20,7 +20,7 @@ import torch
 
 from caan import comparison, config, on_ray, seen_videos, storage, tables
 from caan.comparison import FROM_POOL5, SYSTEMS, Trial
-from caan.datasets import face_crops_of, require_context
+from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
 from caan.experiments.classical import EncoderConfig
 from caan.outputs import layout

@@ -9,7 +9,7 @@ import numpy as np
 
 from caan import recipes, seen_videos, storage
 from caan.backbones.weights import finetuned_of
-from caan.datasets import face_crops_of, require_context
+from caan.datasets.registry import face_crops_of, require_context
 from caan.division import Division, divided
 from caan.errors import InputError
 from caan.loading import check_classes

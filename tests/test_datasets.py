@@ -7,7 +7,13 @@ import openpyxl
 import pytest
 
 from caan import storage
-from caan.datasets import DATASETS, check_labels, check_splits, compare_counts, require_context
+from caan.datasets.registry import (
+    DATASETS,
+    check_labels,
+    check_splits,
+    compare_counts,
+    require_context,
+)
 from caan.errors import InputError
 from caan.extraction import ExtractionConfig
 from caan.schema import MANIFEST_SCHEMA, table_of

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from caan import wider_face
+from caan.datasets import wider_face
 from caan.errors import InputError
 from caan.faces import faster_rcnn
 from caan.faces.build import load_detector

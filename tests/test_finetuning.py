@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from caan import finetuning, schema, seen_videos
+from caan import finetuning, schema
 from caan.backbones.backbone import BackboneConfig
 from caan.backbones.build import load_backbone
 from caan.backbones.vgg import Colours, random_vgg
 from caan.backbones.weights import SEEN_VIDEOS, finetuned_weights, save_weights
+from caan.datasets import splits as seen_videos
 from caan.errors import InputError
 from caan.finetuning import FinetuneConfig, PictureClassifier, fit_pictures, parameter_groups
 from caan.picture_changes import change_pictures

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from caan import storage
+from caan.datasets.splits import shuffle_key
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
 from caan.faces.detection import DetectorConfig
-from caan.seen_videos import shuffle_key
 
 LISTED_SCHEMA = pa.schema(
     [
