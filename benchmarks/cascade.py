@@ -25,9 +25,10 @@ import psutil
 import pyarrow as pa
 import tyro
 
-from caan.cascade import LOOK_SECONDS, estimated_savings
 from caan.errors import VideoError
-from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
+from caan.extraction.keyframes import LOOK_SECONDS, estimated_savings
 from caan.media.sampling import key_frames, probe, sample_frames
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of

@@ -40,7 +40,7 @@ from torchvision.models import vgg16
 from benchmarks.measuring import machine
 from caan.backbones.backbone import Backbone, BackboneConfig, embed_pictures, keep_freed_memory
 from caan.backbones.build import load_backbone
-from caan.extraction import ExtractionConfig
+from caan.extraction.config import ExtractionConfig
 from caan.faces.build import load_detector
 from caan.faces.crops import crop_face, resize_context
 from caan.faces.detection import DetectorConfig, select_faces

@@ -17,7 +17,8 @@ import av
 import numpy as np
 import psutil
 
-from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 

@@ -29,8 +29,8 @@ import tyro
 from scipy.optimize import linear_sum_assignment
 
 from caan import storage
-from caan.cutting import SegmentCut, warm_up
-from caan.extraction import ExtractionConfig
+from caan.extraction.config import ExtractionConfig
+from caan.extraction.segment import SegmentCut, warm_up
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig, iou
 from caan.media.sampling import sample_frames

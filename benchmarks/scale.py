@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring import machine
 from caan import on_ray, storage
-from caan.extraction import ExtractionConfig, SandboxConfig
+from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.outputs import layout
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of

@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from caan import metrics, storage
 from caan.arrow import picture_stack
 from caan.backbones.backbone import Backbone
-from caan.cutting import PICTURE_SIZE
 from caan.errors import InputError
+from caan.extraction.pictures import PICTURE_SIZE
 from caan.losses import CLASS_WEIGHTS
 from caan.training import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 
 from caan.arrow import flat_list, vector_array
-from caan.extraction import ExtractionConfig, SegmentEmbedder
+from caan.extraction.config import ExtractionConfig
+from caan.extraction.embed import SegmentEmbedder
 from caan.models.checkpoint import LoadedModel, load_model
 from caan.models.evidence import blinded
 from caan.models.head import EncodedFrames, FrameBatch

@@ -16,7 +16,7 @@ import pyarrow as pa
 from caan import config, storage
 from caan.backbones.weights import SEEN_VIDEOS, finetuned_weights
 from caan.errors import InputError
-from caan.extraction import ExtractionConfig
+from caan.extraction.config import ExtractionConfig
 
 FEATURES_FILE = "seen_videos.json"
 """File beside the features: the records of the backbones that made them, by `face`, `context`."""

@@ -29,7 +29,7 @@ from caan.annotation import Vote
 from caan.clipping import Clip, cut
 from caan.datasets.folder import read_list
 from caan.errors import InputError, VideoError, redact
-from caan.indexing import IndexProber
+from caan.extraction.probe import IndexProber
 from caan.media.sandbox import Sandbox
 from caan.schema import LABEL_SETS, MANIFEST_SCHEMA, canonical_emotion, check_table, table_of
 from caan.voting import serve

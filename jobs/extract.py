@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from caan import config, on_ray, seen_videos
-from caan.extraction import ExtractionConfig, SandboxConfig, SegmentEmbedder, identities
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.embed import SegmentEmbedder, identities
 from jobs.forecast import forecast
 from jobs.pipeline import Pipeline, Resources, Run
 

@@ -32,7 +32,8 @@ from caan.backbones.build import load_backbone
 from caan.backbones.weights import SEEN_VIDEOS, save_weights
 from caan.datasets.splits import hold_out, shuffle_key
 from caan.errors import InputError
-from caan.extraction import ExtractionConfig, SandboxConfig, identities
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.embed import identities
 from caan.finetuning import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest

@@ -21,7 +21,7 @@ import ray
 from caan import on_ray, storage
 from caan.datasets.registry import DATASETS, check_labels, check_splits, compare_counts
 from caan.errors import InputError
-from caan.indexing import IndexProber
+from caan.extraction.probe import IndexProber
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 logger = logging.getLogger(__name__)

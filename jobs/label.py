@@ -20,7 +20,8 @@ import ray
 
 from caan import config, on_ray, storage
 from caan.errors import InputError, redact
-from caan.extraction import ExtractionConfig, SandboxConfig, identities
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.embed import identities
 from caan.labelling import SegmentScorer
 from caan.models import checkpoint
 from caan.models.checkpoint import ModelInfo

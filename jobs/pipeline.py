@@ -15,11 +15,13 @@ import ray
 
 from caan import config as configs
 from caan import on_ray, schema, storage
-from caan.cascade import estimated_savings
-from caan.cutting import CutConfig
 from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
-from caan.extraction import ExtractionConfig, FaceCutter, SandboxConfig, SegmentDecoder
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
+from caan.extraction.gpu_detection import FaceCutter
+from caan.extraction.keyframes import estimated_savings
+from caan.extraction.segment import CutConfig
 from caan.faces.detection import GPU_DETECTORS
 from caan.outputs import commits, layout
 from caan.outputs.layout import SUCCESS, Shard

@@ -29,7 +29,7 @@ from caan import config, on_ray, storage
 from caan.backbones.weights import finetuned_of
 from caan.comparison import fitted
 from caan.errors import InputError
-from caan.extraction import ExtractionConfig
+from caan.extraction.config import ExtractionConfig
 from caan.models import checkpoint
 from caan.models.build import ModelConfig, build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo

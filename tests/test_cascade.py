@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from caan import cascade, cutting
-from caan.cascade import GAP_SECONDS, LOOK_SECONDS
-from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
+from caan.extraction import keyframes, segment
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
+from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS
 from caan.media.sampling import key_frames, sample_frames
 from caan.outputs import verify
 from caan.outputs.plan import plan_segments
@@ -39,7 +40,7 @@ def write_clip(path: Path, carphone: Path, shows: list[str], codec: str = "libx2
 
 def cut(
     path: Path, config: ExtractionConfig, num_frames: int, segment_frames: int = 10_000
-) -> tuple[list[dict], list[dict], list[cascade.CascadeCounts | None]]:
+) -> tuple[list[dict], list[dict], list[keyframes.CascadeCounts | None]]:
     """Frames, faces and counts of a whole video, cut into segments."""
     frames, faces, counts = [], [], []
     target = path.with_suffix(".arrow")
@@ -50,7 +51,7 @@ def cut(
             "num_frames": min(segment_frames, num_frames - first),
         }  # fmt: skip
         counts.append(
-            cutting.cut_segment(request, config.cut_config(detect_here=True), "pyav", str(target))
+            segment.cut_segment(request, config.cut_config(detect_here=True), "pyav", str(target))
         )
         with pa.memory_map(str(target)) as file:
             row = pa.ipc.open_file(file).read_all().to_pylist()[0]
@@ -136,10 +137,10 @@ def test_stretches_are_wanted_beside_a_face_and_where_key_frames_are_rare() -> N
     faces = np.array([False, False, True, False, False, False])
     grid = np.array([0.0, 1.0, 2.9, 3.0, 4.9, 5.0, 6.9, 7.0, 19.9, 20.0, 21.9, 22.0, 30.0])
     expected = [1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
-    assert cascade.wanted(looks, faces, 30.0, grid).astype(int).tolist() == expected
-    assert cascade.wanted(looks, faces, np.inf, grid)[-1]
-    assert cascade.wanted(np.zeros(0), np.zeros(0, bool), np.inf, grid).all()
-    runs = cascade.ranges_of(np.array([1, 1, 0, 0, 1, 0, 1], bool), 10)
+    assert keyframes.wanted(looks, faces, 30.0, grid).astype(int).tolist() == expected
+    assert keyframes.wanted(looks, faces, np.inf, grid)[-1]
+    assert keyframes.wanted(np.zeros(0), np.zeros(0, bool), np.inf, grid).all()
+    runs = keyframes.ranges_of(np.array([1, 1, 0, 0, 1, 0, 1], bool), 10)
     assert runs == [(10, 2), (14, 1), (16, 1)]
 
 
@@ -149,11 +150,11 @@ def test_savings_are_the_skipped_frames_at_the_mean_cost_of_the_others() -> None
         "seconds_decode": 5.0, "seconds_detect": 6.0,
         "seconds_look_decode": 1.0, "seconds_look_detect": 2.0,
     }  # fmt: skip
-    saved = cascade.estimated_savings(decode)
+    saved = keyframes.estimated_savings(decode)
     assert saved is not None
     assert saved["saved_seconds_decode"] == pytest.approx(100 * 4 / 20 - 1)
     assert saved["saved_seconds_detect"] == pytest.approx(100 * 6 / 30 - 2)
-    assert cascade.estimated_savings({"seconds_decode": 5.0}) is None
+    assert keyframes.estimated_savings({"seconds_decode": 5.0}) is None
 
 
 def test_key_frames_of_other_codecs_equal_those_of_decoding_all(shared_clips: Path) -> None:
@@ -186,7 +187,7 @@ def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(
     counts = decoder.take_counts()
     assert table["status"].to_pylist() == ["no_face", "ok"]
     assert (counts["frames_sampled"], counts["frames_skipped"]) == (12, 20)
-    saved = cascade.estimated_savings(counts)
+    saved = keyframes.estimated_savings(counts)
     assert saved is not None
     assert saved["saved_seconds_detect"] is not None
     assert "20 frames skipped" in cascade_line(saved)

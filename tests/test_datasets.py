@@ -15,7 +15,7 @@ from caan.datasets.registry import (
     require_context,
 )
 from caan.errors import InputError
-from caan.extraction import ExtractionConfig
+from caan.extraction.config import ExtractionConfig
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs import label
 from jobs.index import Job, list_rows

@@ -9,17 +9,15 @@ import pytest
 import torch
 
 from caan import storage
-from caan.attempts import AttemptLog
 from caan.backbones.build import load_backbone
-from caan.cutting import PICTURE_SIZE, cut_segment
 from caan.errors import Crashed
-from caan.extraction import (
-    ExtractionConfig,
-    FaceCutter,
-    SandboxConfig,
-    SegmentDecoder,
-    SegmentEmbedder,
-)
+from caan.extraction.attempts import AttemptLog
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
+from caan.extraction.embed import SegmentEmbedder
+from caan.extraction.gpu_detection import FaceCutter
+from caan.extraction.pictures import PICTURE_SIZE
+from caan.extraction.segment import cut_segment
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, PICTURES_SCHEMA, features_schema, table_of
 

@@ -10,7 +10,7 @@ import pytest
 from caan import storage
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
-from caan.indexing import IndexProber
+from caan.extraction.probe import IndexProber
 from caan.schema import MANIFEST_SCHEMA, table_of, video_id_of
 
 

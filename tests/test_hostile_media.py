@@ -14,8 +14,9 @@ import pytest
 from benchmarks.hostile import READ, corpus, playlists, write_clip
 from benchmarks.hostile import pictures as hostile_pictures
 from benchmarks.watching import FileWatch, Listener
-from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
-from caan.indexing import IndexProber
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
+from caan.extraction.probe import IndexProber
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, STATUSES, table_of, video_id_of
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from caan.cutting import SegmentCut, warm_up
-from caan.extraction import ExtractionConfig
+from caan.extraction.config import ExtractionConfig
+from caan.extraction.segment import SegmentCut, warm_up
 from caan.media.sampling import probe, sample_frames
 from caan.outputs.plan import plan_segments
 from caan.people.detections import TrackConfig, with_identity

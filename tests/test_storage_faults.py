@@ -14,8 +14,9 @@ import pytest
 from benchmarks.faults import TRANSIENT, FaultProxy, Faults
 from caan import storage
 from caan.errors import StorageError
-from caan.extraction import ExtractionConfig, SandboxConfig, SegmentDecoder
-from caan.indexing import probe_uri
+from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.decode import SegmentDecoder
+from caan.extraction.probe import probe_uri
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 from caan.storage import paths

@@ -19,16 +19,16 @@ import torch
 from test_training import QUICK, packed_videos, small_head
 
 from caan import label_run, on_ray, storage
-from caan.attempts import AttemptLog
 from caan.backbones.vgg import Vgg
 from caan.backbones.weights import download, ready_weights, save_weights
 from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
-from caan.extraction import ExtractionConfig
+from caan.extraction.attempts import AttemptLog
+from caan.extraction.config import ExtractionConfig
+from caan.extraction.probe import IndexProber
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig
-from caan.indexing import IndexProber
 from caan.models import checkpoint
 from caan.outputs.forget import forget
 from caan.outputs.plan import check_manifest

@@ -1,0 +1,1 @@
+"""Videos -> features: the stages, without Ray."""
