@@ -37,10 +37,10 @@ import pyarrow.parquet as pq
 import torch
 
 from caan import comparison
+from caan.features.packed import PackedVideos, pack_features
 from caan.models import checkpoint
 from caan.models.build import build_model
 from caan.outputs import layout
-from caan.packing import PackedVideos, pack_features
 from caan.prediction import Predictions, predict
 from caan.recipes import RECIPES, Recipe
 from caan.starter.head import area_under_curve

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caan import metrics
+from caan.features.packed import PackedVideos, pack_features
 from caan.models import checkpoint
 from caan.outputs import layout
-from caan.packing import PackedVideos, pack_features
 from caan.prediction import predict
 
 HEADS = {

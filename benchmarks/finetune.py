@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 import torch
 
 from caan import comparison
+from caan.features.packed import PackedVideos, pack_features
 from caan.models.build import build_model
 from caan.outputs import layout
-from caan.packing import PackedVideos, pack_features
 from caan.prediction import predict
 from caan.schema import label_set_of
 from caan.training import fit

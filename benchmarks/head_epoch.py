@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from caan import losses
 from caan.experiments.classical import CLASSICAL_MODELS
-from caan.loading import MemoryLoader
+from caan.features.batches import MemoryLoader
+from caan.features.packed import PackedVideos
 from caan.models import FrameBatch, Head, build_model
-from caan.packing import PackedVideos
 from caan.recipes import RECIPES, Recipe
 from caan.training import fit
 

@@ -31,7 +31,7 @@ from benchmarks.head_epoch import DIM, STORED, synthetic_videos, with_maps
 from benchmarks.training import write_features
 from caan import storage
 from caan.comparison import FROM_POOL5, grid, run_trial
-from caan.packing import PackedVideos
+from caan.features.packed import PackedVideos
 from caan.recipes import RECIPES
 
 RESULT = Path(__file__).with_suffix(".json")

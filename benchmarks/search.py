@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from caan import on_ray, search_report, spaces
-from caan.division import Division, divided
+from caan.features.packed import PackedVideos
+from caan.features.splits import Division, divided
 from caan.models.build import build_model
-from caan.packing import PackedVideos
 from caan.training import TrainConfig, fit
 from caan.validation import judge
 from jobs.search import Job, collected, configs, search

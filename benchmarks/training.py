@@ -28,9 +28,9 @@ import torch.nn.functional as F
 
 from benchmarks.head_epoch import DIM, STORED, synthetic_videos
 from caan import losses, on_ray, schema, storage
-from caan.loading import plan_epoch, sample_offsets
+from caan.features.batches import plan_epoch, sample_offsets
+from caan.features.packed import PackedVideos
 from caan.models import FrameBatch, build_model
-from caan.packing import PackedVideos
 from caan.recipes import RECIPES
 from caan.schema import EMOTIONS
 from jobs import train

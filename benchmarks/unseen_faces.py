@@ -27,9 +27,9 @@ import torch
 from benchmarks.attention import areas
 from caan.backbones.backbone import BackboneConfig, embed_pictures
 from caan.backbones.build import load_backbone
-from caan.division import split_validation
+from caan.features.packed import PackedVideos
+from caan.features.splits import split_validation
 from caan.models.build import build_model
-from caan.packing import PackedVideos
 from caan.prediction import predict
 from caan.recipes import RECIPES, Recipe
 from caan.schema import EMOTIONS

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan import config, metrics, storage
-from caan.division import split_validation
 from caan.errors import InputError
 from caan.experiments.classical import CLASSICAL_MODELS, EncoderConfig, build_encoder
-from caan.loading import check_classes
+from caan.features.batches import check_classes
+from caan.features.packed import PackedVideos
+from caan.features.splits import split_validation
 from caan.models.build import ModelConfig, build_model
 from caan.models.evidence import RULES
-from caan.packing import PackedVideos
 from caan.prediction import predict
 from caan.recipes import RECIPES, Recipe
 from caan.training import fit

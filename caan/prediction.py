@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caan.loading import gather_frames
+from caan.features.batches import gather_frames
+from caan.features.packed import PackedVideos
 from caan.models.evidence import (
     RULES,
     blinded,
@@ -17,7 +18,6 @@ from caan.models.evidence import (
     video_evidence,
 )
 from caan.models.head import EncodedFrames, Head, HeadOutput
-from caan.packing import PackedVideos
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caan import losses
 from caan.errors import InputError
-from caan.loading import Loader, MemoryLoader, check_classes, check_faces
+from caan.features.batches import Loader, MemoryLoader, check_classes, check_faces
+from caan.features.packed import PackedVideos, Videos
 from caan.losses import LossConfig
 from caan.models.evidence import RULES, check_dimensions, frames_to
 from caan.models.head import Head, HeadOutput
 from caan.objective import batch_loss
-from caan.packing import PackedVideos, Videos
 from caan.prediction import Predictions
 from caan.validation import centroids, epoch_metrics, judge, metrics_by_rule
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan import metrics
+from caan.features.packed import Videos
 from caan.models.evidence import RULES, calibrated_temperature
 from caan.models.head import Head
-from caan.packing import Videos
 from caan.prediction import Predictions, joined, predict
 
 

@@ -12,9 +12,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from caan import config, on_ray, seen_videos
+from caan import config, on_ray
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import SegmentEmbedder, identities
+from caan.features import leakage
 from jobs.forecast import forecast
 from jobs.pipeline import Pipeline, Resources, Run
 
@@ -77,7 +78,7 @@ def main(job: Job) -> int:
     if job.plan_only:
         return forecast(run, pipeline, job.price_per_node_hour)
     record = run.process(pipeline)
-    record["finetuned"] = seen_videos.write_beside(job.output, extraction)
+    record["finetuned"] = leakage.write_beside(job.output, extraction)
     return run.finish(record, run.statuses())
 
 

@@ -34,12 +34,12 @@ from caan.datasets.splits import hold_out, shuffle_key
 from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import identities
+from caan.features.leakage import SeenVideos, seen_of
 from caan.finetuning import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.picture_changes import change_pictures
 from caan.schema import label_set_of
-from caan.seen_videos import SeenVideos, seen_of
 from jobs.detector import train_detector
 from jobs.fitting import PICTURES, begin, finish, train_network, work, worker_place
 from jobs.pipeline import Pipeline, Resources, Run

@@ -18,14 +18,15 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from caan import comparison, config, on_ray, seen_videos, storage, tables
+from caan import comparison, config, on_ray, storage, tables
 from caan.comparison import FROM_POOL5, SYSTEMS, Trial
 from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
 from caan.experiments.classical import EncoderConfig
+from caan.features import leakage
+from caan.features.packed import PackedVideos, add_maps, pack_features
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
-from caan.packing import PackedVideos, add_maps, pack_features
 from caan.schema import label_set_of
 
 logger = logging.getLogger(__name__)
@@ -131,10 +132,10 @@ def read_data(job: Job) -> Data:
             {name: shapes[name] for name in sorted(needed)},
             max_bytes=int(job.pool5_gib * 2**30),
         )
-    seen = seen_videos.read_beside(job.features)
+    seen = leakage.read_beside(job.features)
     splits_DV = {}
     for number, (uri, manifest) in enumerate(zip(uris, manifests, strict=True)):
-        honest = seen_videos.honest_splits(manifest, seen, job.train_split)
+        honest = leakage.honest_splits(manifest, seen, job.train_split)
         splits_DV[f"split{number}"] = comparison.with_splits(packed, honest, uri).splits_V
     return Data(
         videos=packed,

@@ -19,8 +19,8 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from caan import config, on_ray, storage
 from caan.errors import redact
+from caan.features.packed import PackedVideos
 from caan.models.build import ModelConfig, build_model
-from caan.packing import PackedVideos
 from caan.recipes import Recipe
 from caan.search_report import SearchTrial
 from caan.spaces import Axis

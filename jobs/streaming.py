@@ -13,13 +13,14 @@ import ray
 import ray.data
 import ray.train
 
-from caan import config, on_ray, packed_files, storage
-from caan.division import Division, divided
+from caan import config, on_ray, storage
 from caan.errors import InputError
-from caan.manifest_arrays import manifest_arrays
+from caan.features import packed_files
+from caan.features.manifest_arrays import manifest_arrays
+from caan.features.packed_files import Buckets, PackedFiles
+from caan.features.splits import Division, divided
+from caan.features.streaming import FrameSampler, StreamLoader
 from caan.outputs import layout
-from caan.packed_files import Buckets, PackedFiles
-from caan.streaming import FrameSampler, StreamLoader
 from caan.training import TrainConfig
 
 logger = logging.getLogger(__name__)

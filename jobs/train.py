@@ -30,14 +30,14 @@ from caan.backbones.weights import finetuned_of
 from caan.comparison import fitted
 from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig
+from caan.features.packed import PackedVideos
+from caan.features.packed_files import PackedFiles
 from caan.models import checkpoint
 from caan.models.build import ModelConfig, build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.models.head import Head
 from caan.models.net2net import grow_from
 from caan.outputs import layout
-from caan.packed_files import PackedFiles
-from caan.packing import PackedVideos
 from caan.training import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
 from jobs import relay, streaming
 from jobs.training_data import Data, check_context, configs_of, read_data

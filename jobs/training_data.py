@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caan import recipes, seen_videos, storage
+from caan import recipes, storage
 from caan.backbones.weights import finetuned_of
 from caan.datasets.registry import face_crops_of, require_context
-from caan.division import Division, divided
 from caan.errors import InputError
-from caan.loading import check_classes
+from caan.features import leakage
+from caan.features.batches import check_classes
+from caan.features.packed import PackedVideos, add_maps, pack_features
+from caan.features.packed_files import PackedFiles
+from caan.features.splits import Division, divided
 from caan.models.build import ModelConfig, build_model
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
-from caan.packed_files import PackedFiles
-from caan.packing import PackedVideos, add_maps, pack_features
 from caan.schema import label_set_of
 from caan.training import TrainConfig
 from jobs import streaming
@@ -57,8 +58,8 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
     manifest_uri = job.manifest or storage.join(job.features, "manifest.parquet")
     table = storage.read_table(manifest_uri)
     manifest = check_manifest(table, manifest_uri)
-    seen = seen_videos.read_beside(job.features)
-    manifest = seen_videos.honest_splits(manifest, seen, job.split)
+    seen = leakage.read_beside(job.features)
+    manifest = leakage.honest_splits(manifest, seen, job.split)
     record["face_crops"] = record.get("face_crops") or face_crops_of(table)
     labels = [label for label in manifest["label"].to_pylist() if label]
     if not labels:

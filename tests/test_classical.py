@@ -13,7 +13,7 @@ from caan.experiments.classical import (
     KernelizedFeatures,
     build_encoder,
 )
-from caan.packing import PackedVideos
+from caan.features.packed import PackedVideos
 
 DIM, CLASSES = 40, 4
 

@@ -13,7 +13,7 @@ from stored_features import segment_row, write_features
 from caan import comparison, on_ray, schema, storage, tables
 from caan.comparison import SYSTEMS, Trial
 from caan.errors import InputError
-from caan.packing import PackedVideos
+from caan.features.packed import PackedVideos
 from jobs import reproduce
 
 DIM, LABELS = 24, ("anger", "joy", "sadness")

@@ -15,9 +15,9 @@ from caan.backbones.vgg import Colours, random_vgg
 from caan.backbones.weights import SEEN_VIDEOS, finetuned_weights, save_weights
 from caan.datasets import splits as seen_videos
 from caan.errors import InputError
+from caan.features.leakage import honest_splits, seen_of
 from caan.finetuning import FinetuneConfig, PictureClassifier, fit_pictures, parameter_groups
 from caan.picture_changes import change_pictures
-from caan.seen_videos import honest_splits, seen_of
 
 NARROW = (8, 8, 8, 8, 8)
 COLOURS = Colours(mean=(0.5,) * 3, deviation=(0.25,) * 3, scale=255.0, spread=1.0)

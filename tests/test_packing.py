@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caan.division import split_validation
 from caan.errors import InputError
-from caan.packing import add_maps, pack_features
+from caan.features.packed import add_maps, pack_features
+from caan.features.splits import split_validation
 from caan.schema import EMOTIONS, MANIFEST_SCHEMA, features_schema, table_of
 
 SCHEMA = features_schema(4, 3)

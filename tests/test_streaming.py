@@ -7,14 +7,15 @@ import pyarrow as pa
 import pytest
 from feature_files import write_features
 
-from caan import packed_files, storage
-from caan.division import Division, divided
-from caan.loading import MemoryLoader
+from caan import storage
+from caan.features import packed_files
+from caan.features.batches import MemoryLoader
+from caan.features.packed import PackedVideos, pack_features
+from caan.features.packed_files import Buckets, PackedFiles
+from caan.features.splits import Division, divided
+from caan.features.streaming import FrameSampler, StreamLoader
 from caan.models.build import ModelConfig, build_model
 from caan.outputs import layout
-from caan.packed_files import Buckets, PackedFiles
-from caan.packing import PackedVideos, pack_features
-from caan.streaming import FrameSampler, StreamLoader
 from caan.training import TrainConfig, fit, fit_loader
 from caan.validation import judge
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from caan.errors import InputError
-from caan.loading import plan_epoch, sample_frames_of
+from caan.features.batches import plan_epoch, sample_frames_of
+from caan.features.packed import PackedVideos
 from caan.losses import LossConfig
 from caan.models import ModelConfig, build_model
 from caan.models.evidence import calibrated_temperature
-from caan.packing import PackedVideos
 from caan.prediction import predict
 from caan.recipes import RECIPES, recipe
 from caan.training import TrainConfig, fit, rate_of_epoch

@@ -20,9 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from caan.errors import InputError
-from caan.loading import rows_of_all
+from caan.features.batches import rows_of_all
+from caan.features.packed import PackedVideos
 from caan.models.head import one_of
-from caan.packing import PackedVideos
 
 CHUNK_FRAMES = 2048
 

@@ -54,7 +54,7 @@ def face_row(
     }
 
 
-def _frame_row(
+def frame_row(
     frame_index: int, pts_seconds: float, context: np.ndarray, picture: np.ndarray | None
 ) -> dict[str, Any]:
     height, width = (PICTURE_SIZE, PICTURE_SIZE) if picture is None else picture.shape[:2]

@@ -18,8 +18,8 @@ import pyarrow as pa
 from caan.errors import DecodeFailed, VideoError
 from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
 from caan.extraction.pictures import (
-    _frame_row,
     face_row,
+    frame_row,
     segment_columns,
 )
 from caan.faces.build import load_detector
@@ -180,7 +180,7 @@ class SegmentCut:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             small = cv2.resize(frame.picture, size, interpolation=cv2.INTER_AREA)
         context = resize_context(frame.picture)
-        row = _frame_row(frame.frame_index, frame.pts_seconds, context, small)
+        row = frame_row(frame.frame_index, frame.pts_seconds, context, small)
         self.frames.append(row | {"scale": small.shape[0] / height})
 
     def _add_cut(self, frame: Any, faces: list[Face]) -> None:
@@ -192,9 +192,7 @@ class SegmentCut:
         )
         context = resize_context(frame.picture)
         is_seen = bool(kept) or self.config.no_face == "context_only"
-        row = _frame_row(
-            frame.frame_index, frame.pts_seconds, context, context if is_seen else None
-        )
+        row = frame_row(frame.frame_index, frame.pts_seconds, context, context if is_seen else None)
         self.frames.append(row)
         vectors = identify(
             self.config.identity, self.config.fps, frame.frame_index, kept, frame.picture
@@ -290,7 +288,7 @@ class SegmentLooks:
             self.looks.append((frame.pts_seconds, bool(faces)))
             if not faces and self.index[0] <= frame.frame_index <= self.index[-1]:
                 context = resize_context(picture)
-                self.rows.append(_frame_row(frame.frame_index, frame.pts_seconds, context, None))
+                self.rows.append(frame_row(frame.frame_index, frame.pts_seconds, context, None))
         self.seconds_detect += time.perf_counter() - start
 
     def add_to(self, cut: SegmentCut) -> CascadeCounts:

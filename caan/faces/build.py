@@ -3,20 +3,20 @@
 from collections.abc import Callable
 
 from caan.errors import InputError
-from caan.faces.detection import Detector, DetectorConfig, _min_score
+from caan.faces.detection import Detector, DetectorConfig, min_score_of
 from caan.faces.libfacedetection import LibFaceDetection
 
 
 def _retinaface(config: DetectorConfig, device: str) -> Detector:
     from caan.faces.retinaface import RetinaFaceDetector
 
-    return RetinaFaceDetector(config, _min_score(config), device)
+    return RetinaFaceDetector(config, min_score_of(config), device)
 
 
 def _faster_rcnn(config: DetectorConfig, device: str) -> Detector:
     from caan.faces.faster_rcnn import FasterRcnnDetector
 
-    return FasterRcnnDetector(config, _min_score(config), device)
+    return FasterRcnnDetector(config, min_score_of(config), device)
 
 
 DETECTORS: dict[str, Callable[[DetectorConfig, str], Detector]] = {

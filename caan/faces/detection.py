@@ -73,7 +73,7 @@ class Detector(Protocol):
         """Faces per picture, boxes inside the picture, best score first."""
 
 
-def _min_score(config: DetectorConfig) -> float:
+def min_score_of(config: DetectorConfig) -> float:
     score = MIN_SCORES[config.name] if config.min_score is None else config.min_score
     if not 0 < score <= 1:
         raise InputError(f"min_score {score} must lie in 0..1, above 0")

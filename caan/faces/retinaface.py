@@ -54,7 +54,7 @@ class RetinaFaceDetector:
         self._network = network.eval().to(device)
         self._device = device
         self._config = config
-        self._min_score = min_score
+        self.min_score_of = min_score
         digest = hashlib.sha256(content).hexdigest()[:16]
         self.identity = f"retinaface:retina-face-{version('retina-face')}:sha256:{digest}"
 
@@ -71,7 +71,9 @@ class RetinaFaceDetector:
                 outputs = self._run(np.stack([seen[index] for index in chosen]))
                 for row, index in enumerate(chosen):
                     boxes, scores = decode_outputs(
-                        [output[row] for output in outputs], seen[index].shape[:2], self._min_score
+                        [output[row] for output in outputs],
+                        seen[index].shape[:2],
+                        self.min_score_of,
                     )
                     faces[index] = faces_in_picture(boxes, scores, seen[index], pictures[index])
         return faces

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan.errors import InputError
+from caan.features.packed import Videos
 from caan.models.head import FrameBatch, Head, HeadOutput
-from caan.packing import Videos
 from caan.schema import UNCERTAIN
 
 RULES = ("head", "frames", "centroids")

@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from caan import packing, storage
+from caan import storage
 from caan.arrow import joined_values
 from caan.errors import InputError
-from caan.manifest_arrays import manifest_arrays
-from caan.packing import Frames, PackedVideos
+from caan.features import packed as packing
+from caan.features.manifest_arrays import manifest_arrays
+from caan.features.packed import Frames, PackedVideos
 
 PACKED_SCHEMA = pa.schema(
     [

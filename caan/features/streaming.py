@@ -11,9 +11,9 @@ from torch import Tensor
 from caan import losses
 from caan.arrow import joined_values
 from caan.errors import InputError
-from caan.loading import SAMPLINGS, Batch, sample_offsets
+from caan.features.batches import SAMPLINGS, Batch, sample_offsets
+from caan.features.packed_files import PackedFiles
 from caan.models.head import FrameBatch
-from caan.packed_files import PackedFiles
 
 
 class FrameSampler:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from caan.errors import InputError
-from caan.packing import PackedVideos
+from caan.features.packed import PackedVideos
 
 
 @dataclass(frozen=True, kw_only=True)

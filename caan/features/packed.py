@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan.errors import InputError
-from caan.manifest_arrays import manifest_arrays, marked_boxes, soft_labels
+from caan.features.manifest_arrays import manifest_arrays, marked_boxes, soft_labels
 
 NO_FACE_POLICIES = ("drop", "context_only")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from caan.errors import InputError
+from caan.features.packed import PackedVideos, Videos
 from caan.models.head import FrameBatch, Head
-from caan.packing import PackedVideos, Videos
 
 SAMPLINGS = ("balanced", "shuffled")
 

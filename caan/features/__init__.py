@@ -1,0 +1,1 @@
+"""Features of many videos, packed and batched for training."""
