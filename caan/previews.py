@@ -11,9 +11,9 @@ import av
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.media.sampling import probe, sample_frames
 from caan.media.stills import open_source
+from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.timelines import Span, person_name
 
 Row = Mapping[str, Any]

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from caan import plots, storage, timelines
+from caan import storage, timelines
 from caan.errors import StorageError, VideoError
 from caan.media.sandbox import Sandbox
 from caan.previews import PreviewConfig, write_preview
-from caan.strips import StripConfig, StripMaker
+from caan.report import plots
+from caan.report.strips import StripConfig, StripMaker
 
 Row = Mapping[str, Any]
 Kind = Literal["csv", "jsonl", "vtt", "eaf", "preview", "strip"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from caan import comparison, plots, storage
+from caan import comparison, storage
 from caan.comparison import FROM_POOL5, Results
+from caan.report import plots
 
 REFERENCE = "caan"
 

@@ -8,10 +8,11 @@ import logging
 import sys
 import time
 
-from caan import config, label_run, on_ray, report, storage
+from caan import config, on_ray, storage
 from caan.errors import InputError
-from caan.report import ReportConfig
-from caan.strips import StripConfig
+from caan.report import label_tables, report
+from caan.report.report import ReportConfig
+from caan.report.strips import StripConfig
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ def main(job: Job) -> int:
         num_strips=job.num_strips,
         strips=StripConfig(num_frames=job.strip_frames),
     )
-    run = label_run.read_label_run(job.labels)
-    manifest = label_run.read_manifest(job.manifest, job.split)
+    run = label_tables.read_label_run(job.labels)
+    manifest = label_tables.read_manifest(job.manifest, job.split)
     storage.check_writable(job.output)
     figures = report.write_report(job.output, manifest, run, options)
     storage.write_json(

@@ -10,8 +10,10 @@ import browser
 import numpy as np
 import pytest
 
-from caan import html_report, label_run, report, storage
-from caan.evaluation import EvaluatedVideo
+from caan import storage
+from caan.report import label_tables, report
+from caan.report import page as html_report
+from caan.report.evaluation import EvaluatedVideo
 from caan.schema import (
     EMOTIONS,
     FRAME_SCORES_SCHEMA,
@@ -77,7 +79,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report.write_report(
         str(folder / "report"),
         table_of(manifest, MANIFEST_SCHEMA),
-        label_run.read_label_run(str(folder / "run")),
+        label_tables.read_label_run(str(folder / "run")),
         report.ReportConfig(),
     )
     return folder / "report" / "report.html"

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from caan import evaluation, label_run, plots, report, storage
+from caan import storage
 from caan.errors import InputError
-from caan.report import ReportConfig
+from caan.report import evaluation, label_tables, plots, report
+from caan.report.report import ReportConfig
+from caan.report.strips import StripConfig, StripMaker
 from caan.schema import (
     EMOTIONS,
     FRAME_SCORES_SCHEMA,
@@ -19,7 +21,6 @@ from caan.schema import (
     MANIFEST_SCHEMA,
     table_of,
 )
-from caan.strips import StripConfig, StripMaker
 
 
 def write_clip(path: Path, num_frames: int = 20) -> None:
@@ -97,8 +98,8 @@ def build(folder: Path, config: ReportConfig | None = None) -> dict:
     config = config or ReportConfig(num_strips=3, strips=StripConfig(num_frames=3))
     return report.write_report(
         str(folder / "report"),
-        label_run.read_manifest(str(folder / "manifest.parquet"), config.split),
-        label_run.read_label_run(str(folder / "run")),
+        label_tables.read_manifest(str(folder / "manifest.parquet"), config.split),
+        label_tables.read_label_run(str(folder / "run")),
         config,
     )
 
@@ -152,8 +153,8 @@ def test_the_report_folder_is_whole_and_names_random_weights(built: tuple[Path, 
 
 
 def test_a_strip_holds_the_frame_of_the_highest_score_in_time_order(label_folder: Path) -> None:
-    run = label_run.read_label_run(str(label_folder / "run"))
-    manifest = label_run.read_manifest(str(label_folder / "manifest.parquet"))
+    run = label_tables.read_label_run(str(label_folder / "run"))
+    manifest = label_tables.read_manifest(str(label_folder / "manifest.parquet"))
     video = evaluation.join_labels(manifest, run.labels, run.frame_scores([]), EMOTIONS)[0]
     scores = run.frame_scores(["a"]).to_pylist()
     with StripMaker(StripConfig(num_frames=3)) as maker:

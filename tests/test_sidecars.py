@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from caan import label_run, sidecars
+from caan import sidecars
+from caan.report import label_tables
 from caan.schema import EMOTIONS, LABELS_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
 
@@ -71,7 +72,7 @@ def test_all_sidecars_of_two_people_are_written_and_the_report_finds_the_preview
         "timelines/v.vtt", "timelines/v.eaf", "previews/v.mp4", "strips/v.png", "strips/v-p1.png",
     }  # fmt: skip
     assert "p1: fear 0.75" in (tmp_path / "labels" / "timelines" / "v.vtt").read_text()
-    run = label_run.LabelRun(
+    run = label_tables.LabelRun(
         labels=table_of([], LABELS_SCHEMA), run={}, folder=str(tmp_path / "labels")
     )
     assert run.previews(str(tmp_path / "report")) == {"v": "../labels/previews/v.mp4"}

@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_training import QUICK, packed_videos, small_head
 
-from caan import label_run, on_ray, storage
+from caan import on_ray, storage
 from caan.backbones.vgg import Vgg
 from caan.backbones.weights import download, ready_weights, save_weights
 from caan.config import to_dict
@@ -32,6 +32,7 @@ from caan.faces.detection import DetectorConfig
 from caan.models import checkpoint
 from caan.outputs.forget import forget
 from caan.outputs.plan import check_manifest
+from caan.report import label_tables
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.sidecars import SidecarConfig, write_sidecars
 from caan.storage import paths
@@ -140,12 +141,12 @@ def test_an_id_that_is_no_plain_name_is_refused_everywhere(bad: str, tmp_path: P
         check_manifest(manifest, "m")
     storage.write_table(manifest, f"{tmp_path}/given/m.parquet")
     with pytest.raises(InputError):
-        label_run.read_manifest(f"{tmp_path}/given/m.parquet")
+        label_tables.read_manifest(f"{tmp_path}/given/m.parquet")
     for person in ({"video_id": bad, "person_id": None}, {"video_id": "a", "person_id": bad}):
         labels = table_of([person | {"is_main": True}], LABELS_SCHEMA)
         storage.write_table(labels, f"{tmp_path}/given/labels/l.parquet")
         with pytest.raises(InputError):
-            label_run.read_label_run(f"{tmp_path}/given")
+            label_tables.read_label_run(f"{tmp_path}/given")
     storage.write_json(f"{output}/run.json", {"job": "extract"})
     if bad in ("../../x", "/x", "a/b", "..", "a\0b"):
         with pytest.raises(InputError):

@@ -12,8 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.metrics import ReliabilityBin
+from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
 
 INK = "#23272e"
 MUTED = "#6b717a"

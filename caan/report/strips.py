@@ -11,7 +11,7 @@ from caan import storage
 from caan.errors import StorageError, VideoError, redact
 from caan.media.sandbox import Sandbox
 from caan.media.stills import thumbnails
-from caan.plots import StripFrame
+from caan.report.plots import StripFrame
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caan import evaluation, html_report, plots, storage
-from caan.evaluation import NO_LABEL, EvaluatedVideo, Row
-from caan.label_run import LabelRun
+from caan import storage
 from caan.metrics import ReliabilityBin
+from caan.report import evaluation, page, plots
+from caan.report.evaluation import NO_LABEL, EvaluatedVideo, Row
+from caan.report.label_tables import LabelRun
+from caan.report.strips import StripConfig, StripMaker
 from caan.schema import STATUSES, UNCERTAIN
-from caan.strips import StripConfig, StripMaker
 
 UNFINISHED = "the run of jobs.label was not complete when this was written; run it again."
 
@@ -124,7 +125,7 @@ def report_page(
     """The HTML page, with timelines of as many videos as the config says."""
     chosen = choose_videos(videos, figures["label_set"], config.num_timelines)
     video_ids = [video.row["video_id"] for video in chosen]
-    return html_report.build_page(
+    return page.build_page(
         videos,
         figures,
         frame_scores=label_run.frame_scores(video_ids),
@@ -172,7 +173,7 @@ def write_strips(
                 continue
             path, title = f"strips/{video_id}.png", strip_title(video)
             storage.write_bytes(storage.join(output, path), plots.strip_plot(frames, title))
-            data = html_report.strip_data(frames)
+            data = page.strip_data(frames)
             strips.append(Strip(video_id=video_id, path=path, title=title, frames=data))
     return strips
 

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from caan.colours import EMOTION_COLOURS, OTHER_COLOUR
 from caan.errors import redact
-from caan.evaluation import NO_LABEL, NOT_LABELLED, EvaluatedVideo, Row, context_told
-from caan.plots import StripFrame
+from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
+from caan.report.evaluation import NO_LABEL, NOT_LABELLED, EvaluatedVideo, Row, context_told
+from caan.report.plots import StripFrame
 from caan.schema import STATUSES, UNCERTAIN, canonical_emotion
 
 MAX_VIDEOS = 20_000
