@@ -22,14 +22,14 @@ from caan import config, on_ray, storage
 from caan.errors import InputError, redact
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import identities
-from caan.labelling import SegmentScorer
+from caan.labelling.frame_scores import SegmentScorer
+from caan.labelling.sidecars import Kind
+from caan.labelling.video_labels import PoolConfig
 from caan.models import checkpoint
 from caan.models.checkpoint import ModelInfo
 from caan.outputs import layout
 from caan.people.detections import TrackConfig, with_identity
 from caan.people.face_embedding import IdentityConfig, dlib_identity, identity_name
-from caan.pooling import PoolConfig
-from caan.sidecars import Kind
 from jobs.pipeline import Pipeline, Resources, Run
 from jobs.second_phase import TABLE, model_in_memory, pool, unpack, write_files
 

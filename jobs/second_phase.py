@@ -12,19 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from caan import pooling, storage
-from caan.models import checkpoint
-from caan.outputs import layout
-from caan.people.people import Mark
-from caan.pooling import PoolConfig
-from caan.schema import MANIFEST_SCHEMA
-from caan.sidecars import (
+from caan import storage
+from caan.labelling import video_labels
+from caan.labelling.sidecars import (
     Kind,
     SidecarConfig,
     labels_as_csv,
     labels_as_json_lines,
     write_sidecars,
 )
+from caan.labelling.video_labels import PoolConfig
+from caan.models import checkpoint
+from caan.outputs import layout
+from caan.people.people import Mark
+from caan.schema import MANIFEST_SCHEMA
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def pool_part(
         unpack(files, folder)
         model = checkpoint.load_model(folder)
     marks = read_marks(output, wanted) if config.face_policy == "marked" else {}
-    pooled = pooling.pool_videos(pa.concat_tables(tables), model, config, marks)
+    pooled = video_labels.pool_videos(pa.concat_tables(tables), model, config, marks)
     for name in TABLES:
         if name != "windows" or config.window_seconds:
             part = storage.join(output, name, part_name(number))

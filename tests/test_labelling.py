@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from caan.labelling import FrameScorer
+from caan.labelling.frame_scores import FrameScorer
+from caan.labelling.video_labels import PoolConfig, pool_videos
 from caan.models import FrameBatch, ModelConfig, build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
-from caan.pooling import PoolConfig, pool_videos
 from caan.schema import (
     EMOTIONS,
     FRAME_SCORES_SCHEMA,

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from caan.errors import InputError
+from caan.labelling.video_labels import PoolConfig, pool_videos
 from caan.models import ModelConfig, build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.people.detections import TrackConfig, with_identity
 from caan.people.people import Mark
-from caan.pooling import PoolConfig, pool_videos
 from caan.schema import EMOTIONS, WINDOWS_SCHEMA, segment_scores_schema, table_of
 
 NUM_FRAMES, FPS = 60, 2.0

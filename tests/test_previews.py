@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from caan.previews import PreviewConfig, _free_place, _overlap, write_preview
-from caan.timelines import Span
+from caan.labelling.previews import PreviewConfig, _free_place, _overlap, write_preview
+from caan.labelling.timelines import Span
 
 SIZE = 201, 121  # odd sides
 

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from caan import sidecars
+from caan.labelling import sidecars
+from caan.labelling.sidecars import SidecarConfig, write_sidecars
 from caan.report import label_tables
 from caan.schema import EMOTIONS, LABELS_SCHEMA, table_of
-from caan.sidecars import SidecarConfig, write_sidecars
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from caan import timelines
+from caan.labelling import timelines
+from caan.labelling.timelines import Span
 from caan.schema import EMOTIONS
-from caan.timelines import Span
 
 
 def window(person_id: str, start: float, end: float, label: str | None, sure: float = 0.5) -> dict:

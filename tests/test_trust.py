@@ -29,12 +29,12 @@ from caan.extraction.config import ExtractionConfig
 from caan.extraction.probe import IndexProber
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig
+from caan.labelling.sidecars import SidecarConfig, write_sidecars
 from caan.models import checkpoint
 from caan.outputs.forget import forget
 from caan.outputs.plan import check_manifest
 from caan.report import label_tables
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
-from caan.sidecars import SidecarConfig, write_sidecars
 from caan.storage import paths
 from caan.training import STATE_FILE, fit
 from caan.voting import make_server

@@ -1,6 +1,6 @@
 """The first phase of labelling: what a head says of each face alone, a row per segment.
 
-The second is `caan.pooling`: it puts a video's segments together, so that a label does not depend
+The second is `caan.labelling.video_labels`: it puts a video's segments together, so that a label does not depend
 on how the video was cut.
 """
 

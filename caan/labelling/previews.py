@@ -11,10 +11,10 @@ import av
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from caan.labelling.timelines import Span, person_name
 from caan.media.sampling import probe, sample_frames
 from caan.media.stills import open_source
 from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
-from caan.timelines import Span, person_name
 
 Row = Mapping[str, Any]
 Rectangle = tuple[float, float, float, float]

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from caan import storage, timelines
+from caan import storage
 from caan.errors import StorageError, VideoError
+from caan.labelling import timelines
+from caan.labelling.previews import PreviewConfig, write_preview
 from caan.media.sandbox import Sandbox
-from caan.previews import PreviewConfig, write_preview
 from caan.report import plots
 from caan.report.strips import StripConfig, StripMaker
 

@@ -1,0 +1,1 @@
+"""Features -> labels of people and videos, and the files that people open."""
