@@ -41,10 +41,10 @@ from caan.features.packed import PackedVideos, pack_features
 from caan.models import checkpoint
 from caan.models.build import build_model
 from caan.outputs import layout
-from caan.prediction import Predictions, predict
-from caan.recipes import RECIPES, Recipe
 from caan.starter.head import area_under_curve
-from caan.training import fit
+from caan.training.loop import fit
+from caan.training.predict import Predictions, predict
+from caan.training.recipes import RECIPES, Recipe
 
 PAIRS = (
     ("caan_face", "faa"), ("caan", "ffaa"), ("caan_face like faa", "faa"),

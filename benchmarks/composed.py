@@ -28,7 +28,7 @@ from caan import metrics
 from caan.features.packed import PackedVideos, pack_features
 from caan.models import checkpoint
 from caan.outputs import layout
-from caan.prediction import predict
+from caan.training.predict import predict
 
 HEADS = {
     "caan": [],

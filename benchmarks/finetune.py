@@ -30,9 +30,9 @@ from caan import comparison
 from caan.features.packed import PackedVideos, pack_features
 from caan.models.build import build_model
 from caan.outputs import layout
-from caan.prediction import predict
 from caan.schema import label_set_of
-from caan.training import fit
+from caan.training.loop import fit
+from caan.training.predict import predict
 from jobs import train
 
 HEADS = ("caan", "ffaa", "caa", "faa")

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from caan import losses
 from caan.experiments.classical import CLASSICAL_MODELS
 from caan.features.batches import MemoryLoader
 from caan.features.packed import PackedVideos
 from caan.models import FrameBatch, Head, build_model
-from caan.recipes import RECIPES, Recipe
-from caan.training import fit
+from caan.training import losses
+from caan.training.loop import fit
+from caan.training.recipes import RECIPES, Recipe
 
 DIM, STORED, CLASSES = 4096, 16, 7
 POOL5 = (512, 7, 7)

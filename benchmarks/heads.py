@@ -32,7 +32,7 @@ from benchmarks.training import write_features
 from caan import storage
 from caan.comparison import FROM_POOL5, grid, run_trial
 from caan.features.packed import PackedVideos
-from caan.recipes import RECIPES
+from caan.training.recipes import RECIPES
 
 RESULT = Path(__file__).with_suffix(".json")
 GRID_RESULT = Path(__file__).with_name("heads_grid.json")

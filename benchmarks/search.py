@@ -23,8 +23,8 @@ from caan import on_ray, search_report, spaces
 from caan.features.packed import PackedVideos
 from caan.features.splits import Division, divided
 from caan.models.build import build_model
-from caan.training import TrainConfig, fit
-from caan.validation import judge
+from caan.training.loop import TrainConfig, fit
+from caan.training.validation import judge
 from jobs.search import Job, collected, configs, search
 from jobs.train import Data
 

@@ -27,12 +27,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.head_epoch import DIM, STORED, synthetic_videos
-from caan import losses, on_ray, schema, storage
+from caan import on_ray, schema, storage
 from caan.features.batches import plan_epoch, sample_offsets
 from caan.features.packed import PackedVideos
 from caan.models import FrameBatch, build_model
-from caan.recipes import RECIPES
 from caan.schema import EMOTIONS
+from caan.training import losses
+from caan.training.recipes import RECIPES
 from jobs import train
 
 RESULT = Path(__file__).with_suffix(".json")

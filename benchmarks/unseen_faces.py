@@ -30,10 +30,10 @@ from caan.backbones.build import load_backbone
 from caan.features.packed import PackedVideos
 from caan.features.splits import split_validation
 from caan.models.build import build_model
-from caan.prediction import predict
-from caan.recipes import RECIPES, Recipe
 from caan.schema import EMOTIONS
-from caan.training import fit
+from caan.training.loop import fit
+from caan.training.predict import predict
+from caan.training.recipes import RECIPES, Recipe
 
 RESULT = Path(__file__).with_suffix(".json")
 

@@ -18,9 +18,9 @@ from caan.features.packed import PackedVideos
 from caan.features.splits import split_validation
 from caan.models.build import ModelConfig, build_model
 from caan.models.evidence import RULES
-from caan.prediction import predict
-from caan.recipes import RECIPES, Recipe
-from caan.training import fit
+from caan.training.loop import fit
+from caan.training.predict import predict
+from caan.training.recipes import RECIPES, Recipe
 
 CLASSICAL_RULE = "svm"
 """The one prediction rule of the encoders of Table 6: the classifier's decision values."""

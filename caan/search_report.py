@@ -25,7 +25,7 @@ class SearchTrial:
     settings: Mapping[str, Any]
     """Its value of each option that was searched."""
     epochs: Sequence[Mapping[str, float]] = field(default_factory=tuple)
-    """The metrics of each epoch, as `caan.training.fit` reports them."""
+    """The metrics of each epoch, as `caan.training.loop.fit` reports them."""
     error: str = ""
     """Why it failed; empty if it did not."""
 

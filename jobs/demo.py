@@ -17,7 +17,7 @@ from pathlib import Path
 
 from caan import on_ray, storage
 from caan.errors import InputError
-from caan.training import TrainConfig
+from caan.training.loop import TrainConfig
 from jobs import evaluate, extract, index, label, train
 
 logger = logging.getLogger(__name__)

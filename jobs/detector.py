@@ -15,12 +15,13 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from caan import config, finetuning, on_ray
+from caan import config, on_ray
 from caan.datasets.wider_face import decode_images, images_of, read_wider_face
 from caan.faces import faster_rcnn
 from caan.faces.detection import DetectorConfig
 from caan.faces.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
-from caan.finetuning import FinetuneResult
+from caan.training import finetune
+from caan.training.finetune import FinetuneResult
 from jobs.fitting import begin, finish, train_network, work, worker_place
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def detector_worker(options: dict[str, Any]) -> None:
         )
 
     new: torch.nn.Module = network.roi_heads.box_predictor
-    groups = finetuning.parameter_groups(new, network, job.train)
+    groups = finetune.parameter_groups(new, network, job.train)
     loop = dataclasses.replace(job.train, selection="average_precision")
     model = DetectorLoss(network)
     work(model, groups, batches, validate, loop, job.seed, save, resume_file=DETECTOR_FILE)

@@ -26,7 +26,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caan import config, finetuning, losses, on_ray, storage
+from caan import config, on_ray, storage
 from caan.backbones.backbone import RANDOM
 from caan.backbones.build import load_backbone
 from caan.backbones.weights import SEEN_VIDEOS, save_weights
@@ -35,11 +35,12 @@ from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import identities
 from caan.features.leakage import SeenVideos, seen_of
-from caan.finetuning import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
-from caan.picture_changes import change_pictures
 from caan.schema import label_set_of
+from caan.training import finetune, losses
+from caan.training.augmentation import change_pictures
+from caan.training.finetune import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
 from jobs.detector import train_detector
 from jobs.fitting import PICTURES, begin, finish, train_network, work, worker_place
 from jobs.pipeline import Pipeline, Resources, Run
@@ -184,7 +185,7 @@ def pictures_of(folder: str, numbers: dict[str, tuple[int, int]]) -> ray.data.Da
     """A row per decoded picture of these videos, read anew in every epoch."""
     files = [pa.table({"file": [file]}) for file in layout.part_files(folder, PICTURES)]
     return ray.data.from_arrow(files).map_batches(
-        partial(finetuning.read_pictures, numbers=numbers),
+        partial(finetune.read_pictures, numbers=numbers),
         batch_size=1,
         batch_format="pyarrow",
     )
@@ -218,7 +219,7 @@ def backbone_worker(options: dict[str, Any]) -> None:
             local_shuffle_buffer_size=max(job.train.shuffle_pictures, size),
             local_shuffle_seed=job.seed * 1009 + epoch,
         ):
-            pictures, label_B, _ = finetuning.picture_batch(table)
+            pictures, label_B, _ = finetune.picture_batch(table)
             yield change_pictures(pictures.to(device), job.train.changes), label_B.to(device)
 
     def validate() -> dict[str, float]:
@@ -226,9 +227,9 @@ def backbone_worker(options: dict[str, Any]) -> None:
             return {}
         shard = ray.train.get_dataset_shard("validation")
         tables = shard.iter_batches(batch_size=64, batch_format="pyarrow")
-        return finetuning.video_metrics(
+        return finetune.video_metrics(
             model,
-            finetuning.of_worker(tables, rank, world_size),
+            finetune.of_worker(tables, rank, world_size),
             options["labels_V"],
             len(label_set),
             device=device,
@@ -242,7 +243,7 @@ def backbone_worker(options: dict[str, Any]) -> None:
         }
         save_weights(state, folder / WEIGHTS_FILE, options["metadata"])
 
-    groups = finetuning.parameter_groups(model.last, model, job.train)
+    groups = finetune.parameter_groups(model.last, model, job.train)
     work(model, groups, batches, validate, job.train, job.seed, save, resume_file=WEIGHTS_FILE)
 
 

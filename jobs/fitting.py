@@ -13,11 +13,12 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caan import config, finetuning, on_ray, storage
+from caan import config, on_ray, storage
 from caan.errors import InputError
-from caan.finetuning import FinetuneConfig, FinetuneResult
 from caan.outputs import layout
-from caan.training import epoch_line
+from caan.training import finetune
+from caan.training.finetune import FinetuneConfig, FinetuneResult
+from caan.training.loop import epoch_line
 from jobs import relay
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def work(
             # A run whose driver died after the last epoch has nothing left but to publish.
             ray.train.report({"epoch": -1.0}, checkpoint=start if not rank else None)
             return
-        result = finetuning.fit_pictures(
+        result = finetune.fit_pictures(
             model,
             groups,
             batches,
@@ -132,7 +133,7 @@ def train_network(
 def _telling(worker: Callable[[dict[str, Any]], None], options: dict[str, Any]) -> None:
     """Runs a worker; the first one's progress goes to the job's log."""
     if worker_place()[0] == 0:
-        relay.say(options["progress"], "caan.finetuning")
+        relay.say(options["progress"], "caan.training.finetune")
     worker(options)
 
 

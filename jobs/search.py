@@ -21,10 +21,10 @@ from caan import config, on_ray, storage
 from caan.errors import redact
 from caan.features.packed import PackedVideos
 from caan.models.build import ModelConfig, build_model
-from caan.recipes import Recipe
 from caan.search_report import SearchTrial
 from caan.spaces import Axis
-from caan.training import TrainConfig, fit
+from caan.training.loop import TrainConfig, fit
+from caan.training.recipes import Recipe
 from jobs import train as train_job
 
 FEATURES = "features"

@@ -38,7 +38,7 @@ from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.models.head import Head
 from caan.models.net2net import grow_from
 from caan.outputs import layout
-from caan.training import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
+from caan.training.loop import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
 from jobs import relay, streaming
 from jobs.training_data import Data, check_context, configs_of, read_data
 
@@ -285,7 +285,7 @@ def train_model(
     """Train on the running Ray, from a training state if one is given, and write the model folder.
 
     Raises:
-        InputError: what `caan.training.fit` refuses.
+        InputError: what `caan.training.loop.fit` refuses.
     """
     use_gpu = on_ray.num_gpus() >= (job.min_workers or job.num_workers)
     if job.storage_path and not train.checkpoint_every_epochs:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caan import recipes, storage
+from caan import storage
 from caan.backbones.weights import finetuned_of
 from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
@@ -20,7 +20,8 @@ from caan.models.build import ModelConfig, build_model
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
-from caan.training import TrainConfig
+from caan.training import recipes
+from caan.training.loop import TrainConfig
 from jobs import streaming
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from caan.errors import InputError
 from caan.models.build import ModelConfig, build_model
 from caan.search_report import SearchTrial
 from caan.spaces import Axis
-from caan.training import TrainConfig
+from caan.training.loop import TrainConfig
 from jobs import train as train_job
 from jobs.search import FEATURES, Job, adapted, collected, configs, search, train_job_of
 

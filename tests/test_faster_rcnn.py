@@ -14,8 +14,8 @@ from caan.faces import faster_rcnn
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig
 from caan.faces.faster_rcnn import DetectorLoss, average_precision
-from caan.finetuning import FinetuneConfig, fit_pictures, parameter_groups
 from caan.media.sampling import sample_frames
+from caan.training.finetune import FinetuneConfig, fit_pictures, parameter_groups
 
 LIST = """0--Parade/a.jpg
 2

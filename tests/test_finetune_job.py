@@ -14,9 +14,9 @@ from caan.errors import InputError
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig
 from caan.features.leakage import read_beside
-from caan.finetuning import FinetuneConfig
 from caan.media.sampling import sample_frames
 from caan.models import checkpoint
+from caan.training.finetune import FinetuneConfig
 from jobs import extract, finetune, index, label, train
 from jobs.pipeline import Resources
 

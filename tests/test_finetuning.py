@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from caan import finetuning, schema
+from caan import schema
 from caan.backbones.backbone import BackboneConfig
 from caan.backbones.build import load_backbone
 from caan.backbones.vgg import Colours, random_vgg
@@ -16,8 +16,9 @@ from caan.backbones.weights import SEEN_VIDEOS, finetuned_weights, save_weights
 from caan.datasets import splits as seen_videos
 from caan.errors import InputError
 from caan.features.leakage import honest_splits, seen_of
-from caan.finetuning import FinetuneConfig, PictureClassifier, fit_pictures, parameter_groups
-from caan.picture_changes import change_pictures
+from caan.training import finetune
+from caan.training.augmentation import change_pictures
+from caan.training.finetune import FinetuneConfig, PictureClassifier, fit_pictures, parameter_groups
 
 NARROW = (8, 8, 8, 8, 8)
 COLOURS = Colours(mean=(0.5,) * 3, deviation=(0.25,) * 3, scale=255.0, spread=1.0)
@@ -159,17 +160,17 @@ def test_pictures_find_their_video_and_label() -> None:
             {"video_id": "b", "pictures": []},
             {"video_id": "c", "pictures": [picture]},
         ],
-        pa.schema([finetuning.KEPT_SCHEMA.field(n) for n in ("video_id", "pictures")]),
+        pa.schema([finetune.KEPT_SCHEMA.field(n) for n in ("video_id", "pictures")]),
     )
     numbers = {"a": (0, 1), "b": (1, 0), "c": (2, 0)}
-    single = finetuning.single_pictures(kept, numbers=numbers)
-    pictures, label_B, video_B = finetuning.picture_batch(single)
+    single = finetune.single_pictures(kept, numbers=numbers)
+    pictures, label_B, video_B = finetune.picture_batch(single)
     assert label_B.tolist() == [1, 1, 0]
     assert video_B.tolist() == [0, 0, 2]
     assert pictures[1].unique().tolist() == [1]
-    (own,) = finetuning.of_worker([single], 0, 2)
+    (own,) = finetune.of_worker([single], 0, 2)
     assert own["video"].to_pylist() == [0, 0, 2]
-    assert not list(finetuning.of_worker([single], 1, 2))
+    assert not list(finetune.of_worker([single], 1, 2))
 
 
 def test_held_out_videos_do_not_depend_on_the_order_of_rows() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from caan import losses
 from caan.errors import InputError
+from caan.training import losses
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 2])
 

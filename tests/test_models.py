@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from caan.errors import InputError
-from caan.losses import LossConfig
 from caan.models import MODELS, EncodedFrames, FrameBatch, ModelConfig, build_model
 from caan.models.caan import normalize_scores
-from caan.objective import batch_loss
+from caan.training.losses import LossConfig
+from caan.training.objective import batch_loss
 
 DIM, EMOTIONS, POOL5 = 24, 5, (6, 3, 3)
 SMALL = {"projection_size": 16, "fusion_size": 20, "feature_size": 12, "recurrent_size": 10}

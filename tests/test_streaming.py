@@ -16,8 +16,8 @@ from caan.features.splits import Division, divided
 from caan.features.streaming import FrameSampler, StreamLoader
 from caan.models.build import ModelConfig, build_model
 from caan.outputs import layout
-from caan.training import TrainConfig, fit, fit_loader
-from caan.validation import judge
+from caan.training.loop import TrainConfig, fit, fit_loader
+from caan.training.validation import judge
 
 DIM, LABELS = 12, ("anger", "fear", "joy")
 COLUMNS = ["segment_id", "video_id", "attempt", "frames", "faces"]

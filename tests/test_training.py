@@ -13,12 +13,12 @@ import torch.multiprocessing as mp
 from caan.errors import InputError
 from caan.features.batches import plan_epoch, sample_frames_of
 from caan.features.packed import PackedVideos
-from caan.losses import LossConfig
 from caan.models import ModelConfig, build_model
 from caan.models.evidence import calibrated_temperature
-from caan.prediction import predict
-from caan.recipes import RECIPES, recipe
-from caan.training import TrainConfig, fit, rate_of_epoch
+from caan.training.loop import TrainConfig, fit, rate_of_epoch
+from caan.training.losses import LossConfig
+from caan.training.predict import predict
+from caan.training.recipes import RECIPES, recipe
 
 DIM = 32
 SMALL = {"projection_size": 24, "fusion_size": 32, "feature_size": 16, "scorer_sizes": (8, 4)}

@@ -36,7 +36,7 @@ from caan.outputs.plan import check_manifest
 from caan.report import label_tables
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.storage import paths
-from caan.training import STATE_FILE, fit
+from caan.training.loop import STATE_FILE, fit
 from caan.voting import make_server
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from caan.errors import InputError
 from caan.models.build import ModelConfig
 from caan.models.checkpoint import load_model
 from caan.search_report import SearchTrial
-from caan.training import TrainConfig
+from caan.training.loop import TrainConfig
 from jobs import reproduce, train, tune
 from jobs.search import Job, callbacks_of, search
 

@@ -11,7 +11,7 @@ import pytest
 from feature_files import write_features
 
 from caan.models.build import ModelConfig
-from caan.training import TrainConfig, fit
+from caan.training.loop import TrainConfig, fit
 from jobs import train
 from jobs.train import Job
 

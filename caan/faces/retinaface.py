@@ -54,7 +54,7 @@ class RetinaFaceDetector:
         self._network = network.eval().to(device)
         self._device = device
         self._config = config
-        self.min_score_of = min_score
+        self._min_score = min_score
         digest = hashlib.sha256(content).hexdigest()[:16]
         self.identity = f"retinaface:retina-face-{version('retina-face')}:sha256:{digest}"
 
@@ -73,7 +73,7 @@ class RetinaFaceDetector:
                     boxes, scores = decode_outputs(
                         [output[row] for output in outputs],
                         seen[index].shape[:2],
-                        self.min_score_of,
+                        self._min_score,
                     )
                     faces[index] = faces_in_picture(boxes, scores, seen[index], pictures[index])
         return faces

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """What `caan.training.fit_loader` learns from."""
+    """What `caan.training.loop.fit_loader` learns from."""
 
     label_counts_K: np.ndarray
     """Training videos per emotion, over all workers."""

@@ -8,12 +8,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from caan import losses
 from caan.arrow import joined_values
 from caan.errors import InputError
 from caan.features.batches import SAMPLINGS, Batch, sample_offsets
 from caan.features.packed_files import PackedFiles
 from caan.models.head import FrameBatch
+from caan.training import losses
 
 
 class FrameSampler:

@@ -16,16 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from caan import losses
 from caan.errors import InputError
 from caan.features.batches import Loader, MemoryLoader, check_classes, check_faces
 from caan.features.packed import PackedVideos, Videos
-from caan.losses import LossConfig
 from caan.models.evidence import RULES, check_dimensions, frames_to
 from caan.models.head import Head, HeadOutput
-from caan.objective import batch_loss
-from caan.prediction import Predictions
-from caan.validation import centroids, epoch_metrics, judge, metrics_by_rule
+from caan.training import losses
+from caan.training.losses import LossConfig
+from caan.training.objective import batch_loss
+from caan.training.predict import Predictions
+from caan.training.validation import centroids, epoch_metrics, judge, metrics_by_rule
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 A backbone learns frame by frame with the video's label, under a new last layer that is thrown away
 at the end (paper 4.1). The run's state, its best epoch and its seam to Ray Train are those of
-`caan.training`.
+`caan.training.loop`.
 
 Legend: B pictures, H and W picture sides, D features, K emotions.
 """
@@ -29,8 +29,8 @@ from caan.arrow import picture_stack
 from caan.backbones.backbone import Backbone
 from caan.errors import InputError
 from caan.extraction.pictures import PICTURE_SIZE
-from caan.losses import CLASS_WEIGHTS
-from caan.training import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
+from caan.training.loop import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
+from caan.training.losses import CLASS_WEIGHTS
 
 logger = logging.getLogger(__name__)
 

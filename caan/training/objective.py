@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caan import losses
-from caan.losses import LossConfig
 from caan.models.head import FrameBatch, HeadOutput
+from caan.training import losses
+from caan.training.losses import LossConfig
 
 
 def batch_loss(

@@ -13,7 +13,7 @@ from caan import metrics
 from caan.features.packed import Videos
 from caan.models.evidence import RULES, calibrated_temperature
 from caan.models.head import Head
-from caan.prediction import Predictions, joined, predict
+from caan.training.predict import Predictions, joined, predict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from caan.errors import InputError
-from caan.losses import LossConfig
 from caan.models.build import ModelConfig
-from caan.training import TrainConfig
+from caan.training.loop import TrainConfig
+from caan.training.losses import LossConfig
 
 VIDEO_ONLY = LossConfig(frame_weight=0.0, triplet_weight=0.0)
 """Softmax on the video: all that the averaging and fusion baselines are trained with."""

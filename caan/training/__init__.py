@@ -1,0 +1,1 @@
+"""Training of heads and backbones, without Ray."""
