@@ -24,15 +24,16 @@ from typing import Annotated, Any
 import pyarrow as pa
 import tyro
 
-from caan import annotation, on_ray, storage
-from caan.annotation import Vote
-from caan.clipping import Clip, cut
+from caan import on_ray, storage
+from caan.annotation import agreement
+from caan.annotation.agreement import Vote
+from caan.annotation.clips import Clip, cut
+from caan.annotation.server import serve
 from caan.datasets.folder import read_list
 from caan.errors import InputError, VideoError, redact
 from caan.extraction.probe import IndexProber
 from caan.media.sandbox import Sandbox
 from caan.schema import LABEL_SETS, MANIFEST_SCHEMA, canonical_emotion, check_table, table_of
-from caan.voting import serve
 
 logger = logging.getLogger(__name__)
 
@@ -201,27 +202,27 @@ def merge(rows: list[dict[str, Any]], votes: list[Vote], job: VotesJob) -> dict[
         InputError: votes on videos that the manifest does not have.
     """
     label_set = LABEL_SETS[job.label_set]
-    cast = annotation.by_video(votes)
+    cast = agreement.by_video(votes)
     if strange := sorted(set(cast) - {row["video_id"] for row in rows}):
         raise InputError(
             f"{len(strange)} videos of the votes are not in the manifest, such as `{strange[0]}`."
         )
     named = {video: [vote.label for vote in found] for video, found in cast.items()}
-    labels = {v: annotation.majority(found, job.tie_rule, label_set) for v, found in named.items()}
+    labels = {v: agreement.majority(found, job.tie_rule, label_set) for v, found in named.items()}
     known = {video: label for video, label in labels.items() if label}
     sources = {row["video_id"]: row.get(SOURCE) or row["uri"] for row in rows}
-    splits = annotation.stratified_split(known, sources, test_share=job.test_share, seed=job.seed)
+    splits = agreement.stratified_split(known, sources, test_share=job.test_share, seed=job.seed)
     for row in rows:
         found = cast.get(row["video_id"], [])
         row["label"], row["split"] = known.get(row["video_id"]), splits.get(row["video_id"])
         row["votes"] = list(Counter(vote.label for vote in found).items())
         for key in ("gender", "age_range"):
             said = [getattr(vote, key) for vote in found if getattr(vote, key)]
-            row[key] = annotation.majority(said, "first_vote", ()) or row[key]
-    counts = annotation.count_matrix(named.values(), label_set)
+            row[key] = agreement.majority(said, "first_vote", ()) or row[key]
+    counts = agreement.count_matrix(named.values(), label_set)
     even = len({len(found) for found in named.values()}) == 1 and len(counts[0]) and len(votes) > 1
     even = bool(even and counts.sum(axis=1).min() >= 2)
-    confusion = annotation.annotator_confusion(cast, known, label_set)
+    confusion = agreement.annotator_confusion(cast, known, label_set)
     return {
         "label_set": label_set,
         "tie_rule": job.tie_rule,
@@ -231,12 +232,12 @@ def merge(rows: list[dict[str, Any]], votes: list[Vote], job: VotesJob) -> dict[
         "annotators": len({vote.annotator for vote in votes}),
         "videos_with_label": len(known),
         "tied_without_label": len(cast) - len(known),
-        "fleiss_kappa": annotation.fleiss_kappa(counts) if even else None,
-        "krippendorff_alpha": annotation.krippendorff_alpha(counts),
+        "fleiss_kappa": agreement.fleiss_kappa(counts) if even else None,
+        "krippendorff_alpha": agreement.krippendorff_alpha(counts),
         "annotator_confusion": {who: matrix.tolist() for who, matrix in confusion.items()},
-        "label_counts": annotation.label_counts(known, splits),
-        "genders": annotation.shares(row["gender"] for row in rows if row["gender"]),
-        "age_ranges": annotation.shares(row["age_range"] for row in rows if row["age_range"]),
+        "label_counts": agreement.label_counts(known, splits),
+        "genders": agreement.shares(row["gender"] for row in rows if row["gender"]),
+        "age_ranges": agreement.shares(row["age_range"] for row in rows if row["age_range"]),
     }
 
 
@@ -271,7 +272,7 @@ def main(job: Job) -> int:
     name = command.output.removesuffix(".parquet")
     storage.write_table(labelled.replace_schema_metadata(given.schema.metadata), command.output)
     storage.write_json(f"{name}.json", statistics)
-    storage.write_bytes(f"{name}.md", annotation.describe(statistics).encode())
+    storage.write_bytes(f"{name}.md", agreement.describe(statistics).encode())
     logger.info(
         "%s: %d of %d videos labelled, %d tied, Krippendorff's alpha %.3f",
         command.output,

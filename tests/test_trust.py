@@ -19,6 +19,7 @@ import torch
 from test_training import QUICK, packed_videos, small_head
 
 from caan import on_ray, storage
+from caan.annotation.server import make_server
 from caan.backbones.vgg import Vgg
 from caan.backbones.weights import download, ready_weights, save_weights
 from caan.config import to_dict
@@ -37,7 +38,6 @@ from caan.report import label_tables
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.storage import paths
 from caan.training.loop import STATE_FILE, fit
-from caan.voting import make_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {

@@ -12,8 +12,8 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote
 
+from caan.annotation.page import AGE_RANGES, GENDERS, PAGE
 from caan.errors import InputError
-from caan.voting_page import AGE_RANGES, GENDERS, PAGE
 
 COLUMNS = ("video_id", "annotator", "label", "gender", "age_range")
 

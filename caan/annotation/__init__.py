@@ -1,0 +1,1 @@
+"""Labelled data sets from votes of annotators."""
