@@ -36,7 +36,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from caan import comparison
+from caan.experiments import trials
 from caan.features.packed import PackedVideos, pack_features
 from caan.models import checkpoint
 from caan.models.build import build_model
@@ -115,7 +115,7 @@ def starter(model: Path, test: PackedVideos, kinds_N: np.ndarray) -> tuple[dict[
         "attention": float(attention_V.mean()),
         "averaging": float(average_V.mean()),
         "difference": float(difference.mean()),
-        "difference_interval_95": comparison.bootstrap(difference),
+        "difference_interval_95": trials.bootstrap(difference),
         "auc": areas(found.scores_N, kinds_N, test.counts_V),
     }
     return result, difference[0]
@@ -132,7 +132,7 @@ def starters(models: Sequence[Path], test: PackedVideos, kinds_N: np.ndarray) ->
             result["auc"]["informative_over_spoiled"] for result in results
         ],
         "difference": float(gains_SV.mean()),
-        "difference_interval_95": comparison.bootstrap(gains_SV),
+        "difference_interval_95": trials.bootstrap(gains_SV),
     }
 
 
@@ -185,10 +185,10 @@ def main() -> None:
     for seed, name in itertools.product(range(options.seeds), systems):
         recipe = recipe_of(name)
         settings = replace(recipe.train, seed=seed)
-        trial = comparison.Trial(
+        trial = trials.Trial(
             system=name, seed=seed, split="corpus", recipe=replace(recipe, train=settings)
         )
-        train, validation, _ = comparison.divided(packed, trial)
+        train, validation, _ = trials.divided(packed, trial)
         head = build_model(
             recipe.model,
             face_dim=packed.face_dim,
@@ -206,7 +206,7 @@ def main() -> None:
     differences = {
         f"{first} - {second}": {
             "mean": float((right_SV[first] - right_SV[second]).mean()),
-            "interval_95": comparison.bootstrap(right_SV[first] - right_SV[second]),
+            "interval_95": trials.bootstrap(right_SV[first] - right_SV[second]),
         }
         for first, second in PAIRS
     }

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from caan import comparison
+from caan.experiments import trials
 from caan.features.packed import PackedVideos, pack_features
 from caan.models.build import build_model
 from caan.outputs import layout
@@ -183,7 +183,7 @@ def main() -> None:
             gain_SV = of_seed - right["frozen", head]
             differences[head][tuned] = {
                 "mean": float(gain_SV.mean()),
-                "interval_95": comparison.bootstrap(gain_SV),
+                "interval_95": trials.bootstrap(gain_SV),
             }
     record = {
         kind: json.loads((work / f"{kind}_backbone" / name).read_text())

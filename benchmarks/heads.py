@@ -30,7 +30,7 @@ import torch
 from benchmarks.head_epoch import DIM, STORED, synthetic_videos, with_maps
 from benchmarks.training import write_features
 from caan import storage
-from caan.comparison import FROM_POOL5, grid, run_trial
+from caan.experiments.trials import FROM_POOL5, grid, run_trial
 from caan.features.packed import PackedVideos
 from caan.training.recipes import RECIPES
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from caan import on_ray, search_report, spaces
+from caan import on_ray
+from caan.experiments import search_report, search_space
 from caan.features.packed import PackedVideos
 from caan.features.splits import Division, divided
 from caan.models.build import build_model
@@ -82,7 +83,7 @@ def run_search(
     scheduler: str, seed: int, options: argparse.Namespace, data: Data, test: PackedVideos
 ) -> dict[str, Any]:
     """One search and the test of its best model."""
-    axes = spaces.parse_space(SPACE, "benchmark")
+    axes = search_space.parse_space(SPACE, "benchmark")
     with tempfile.TemporaryDirectory(prefix="caan-search-") as folder:
         job = Job(
             features=("synthetic",),

@@ -19,10 +19,10 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from caan import config, on_ray, storage
 from caan.errors import redact
+from caan.experiments.search_report import SearchTrial
+from caan.experiments.search_space import Axis
 from caan.features.packed import PackedVideos
 from caan.models.build import ModelConfig, build_model
-from caan.search_report import SearchTrial
-from caan.spaces import Axis
 from caan.training.loop import TrainConfig, fit
 from caan.training.recipes import Recipe
 from jobs import train as train_job

@@ -27,8 +27,8 @@ from tensorboardX import SummaryWriter
 
 from caan import config, on_ray, storage
 from caan.backbones.weights import finetuned_of
-from caan.comparison import fitted
 from caan.errors import InputError
+from caan.experiments.trials import fitted
 from caan.extraction.config import ExtractionConfig
 from caan.features.packed import PackedVideos
 from caan.features.packed_files import PackedFiles

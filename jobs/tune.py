@@ -16,11 +16,12 @@ from typing import Any
 
 from ray import tune
 
-from caan import config, on_ray, search_report, spaces, storage
+from caan import config, on_ray, storage
 from caan.errors import InputError
+from caan.experiments import search_report, search_space
+from caan.experiments.search_report import SearchTrial
+from caan.experiments.search_space import Axis
 from caan.models.build import ModelConfig, build_model
-from caan.search_report import SearchTrial
-from caan.spaces import Axis
 from caan.training.loop import TrainConfig
 from jobs import train as train_job
 from jobs.search import FEATURES, Job, adapted, collected, configs, search, train_job_of
@@ -55,10 +56,10 @@ def check_job(job: Job) -> tuple[Axis, ...]:
     if not storage.exists(job.space):
         raise InputError(f"there is no space `{job.space}`.")
     text = storage.read_bytes(job.space).decode(errors="replace")
-    axes = spaces.parse_space(text, job.space)
-    spaces.check_space(axes, lambda settings: checked_configs(job, settings), job.space)
+    axes = search_space.parse_space(text, job.space)
+    search_space.check_space(axes, lambda settings: checked_configs(job, settings), job.space)
     if job.searcher == "grid":
-        spaces.grid_size(axes)
+        search_space.grid_size(axes)
     if job.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise InputError(
             "--searcher optuna needs the package `optuna`, which is not installed: "
@@ -83,7 +84,7 @@ def check_job(job: Job) -> tuple[Axis, ...]:
             )
         if len(job.features) > 1:
             raise InputError("--scheduler pbt copies weights, which fit one --features only.")
-        spaces.check_population(axes)
+        search_space.check_population(axes)
     return axes
 
 
@@ -146,14 +147,14 @@ def main(job: Job) -> int:
     data = read_data(job)
     for part in data.values():
         seen = functools.partial(_check_context, job, part)
-        spaces.check_space(axes, seen, job.space)
+        search_space.check_space(axes, seen, job.space)
     now = identity(job, axes, data)
     _open_output(job, now)
     on_ray.start()
     num_gpus = on_ray.num_gpus()
     share = 0.25 if job.workers_per_trial == 1 else 1.0
     gpus = job.gpus_per_trial if job.gpus_per_trial >= 0 else (share if num_gpus else 0.0)
-    num_parallel = spaces.max_concurrent(
+    num_parallel = search_space.max_concurrent(
         num_cpus=on_ray.physical_cpus(),
         num_gpus=num_gpus,
         cpus_per_trial=job.cpus_per_trial * job.workers_per_trial,

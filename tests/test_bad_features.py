@@ -9,8 +9,8 @@ import pytest
 from stored_features import segment_row, write_features
 
 from caan import on_ray, storage
-from caan.comparison import fitted
 from caan.errors import InputError
+from caan.experiments.trials import fitted
 from caan.models import ModelConfig
 from caan.models.checkpoint import CONFIG_FILE
 from caan.schema import features_schema, table_of

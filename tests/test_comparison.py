@@ -10,9 +10,11 @@ import pytest
 import ray
 from stored_features import segment_row, write_features
 
-from caan import comparison, on_ray, schema, storage, tables
-from caan.comparison import SYSTEMS, Trial
+from caan import on_ray, schema, storage
 from caan.errors import InputError
+from caan.experiments import tables
+from caan.experiments import trials as comparison
+from caan.experiments.trials import SYSTEMS, Trial
 from caan.features.packed import PackedVideos
 from jobs import reproduce
 

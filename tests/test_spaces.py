@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from caan import spaces
 from caan.errors import InputError
+from caan.experiments import search_space
 from jobs import tune
 
 SPACES = sorted((Path(__file__).resolve().parents[1] / "tune_spaces").glob("*.yaml"))
 JOB = tune.Job(features=("features",), output="search", space="space.yaml")
 
 
-def checked(text: str) -> tuple[spaces.Axis, ...]:
-    axes = spaces.parse_space(text, "s.yaml")
-    spaces.check_space(axes, lambda settings: tune.checked_configs(JOB, settings), "s.yaml")
+def checked(text: str) -> tuple[search_space.Axis, ...]:
+    axes = search_space.parse_space(text, "s.yaml")
+    search_space.check_space(axes, lambda settings: tune.checked_configs(JOB, settings), "s.yaml")
     return axes
 
 
@@ -68,18 +68,18 @@ def test_numbers_without_a_point_are_numbers() -> None:
 
 def test_a_grid_needs_lists_and_a_population_options_that_may_change() -> None:
     grid = checked("model.scorer_depth: [1, 2]\ntrain.seed: [0, 1, 2]")
-    assert spaces.grid_size(grid) == 6
+    assert search_space.grid_size(grid) == 6
     with pytest.raises(InputError, match="scorer_depth"):
-        spaces.check_population(grid)
+        search_space.check_population(grid)
     sampled = checked("train.learning_rate: {uniform: [0.1, 0.2]}")
     with pytest.raises(InputError, match="learning_rate"):
-        spaces.grid_size(sampled)
-    spaces.check_population(sampled)
+        search_space.grid_size(sampled)
+    search_space.check_population(sampled)
 
 
 def test_concurrency_follows_from_the_resources() -> None:
     def fitting(cpus: float, gpus: float, cpu: float, gpu: float) -> int:
-        return spaces.max_concurrent(
+        return search_space.max_concurrent(
             num_cpus=cpus, num_gpus=gpus, cpus_per_trial=cpu, gpus_per_trial=gpu
         )
 

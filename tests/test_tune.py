@@ -11,11 +11,12 @@ import pytest
 import ray
 from feature_files import write_features
 
-from caan import on_ray, search_report, spaces, storage
+from caan import on_ray, storage
 from caan.errors import InputError
+from caan.experiments import search_report, search_space
+from caan.experiments.search_report import SearchTrial
 from caan.models.build import ModelConfig
 from caan.models.checkpoint import load_model
-from caan.search_report import SearchTrial
 from caan.training.loop import TrainConfig
 from jobs import reproduce, train, tune
 from jobs.search import Job, callbacks_of, search
@@ -145,7 +146,7 @@ def test_the_object_store_does_not_fill_with_the_number_of_trials(
         one = dataclasses.replace(
             job, num_trials=num_trials, output=str(tmp_path / str(num_trials))
         )
-        axes = spaces.parse_space((tmp_path / "space.yaml").read_text(), "s")
+        axes = search_space.parse_space((tmp_path / "space.yaml").read_text(), "s")
         with Watcher() as watcher:
             results = search(one, axes, {features: large}, num_parallel=2, gpus=0.0)
         assert len(results) == num_trials
