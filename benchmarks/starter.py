@@ -23,8 +23,8 @@ from caan.backbones.build import load_backbone
 from caan.backbones.starter_face import WEIGHTS, StarterFace
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blur, warp
-from caan.starter.head import spoil
-from caan.starter.recipe import learned_by, load_faces
+from caan.starter.face_recipe import learned_by, load_faces
+from caan.starter.head_recipe import spoil
 
 THREADS = (1, 2)
 BATCHES = (1, 8, 32)

@@ -16,9 +16,9 @@ from caan.models import FrameBatch
 from caan.models.checkpoint import load_model
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
-from caan.starter.head import as_cropped, spoil
+from caan.starter.face_recipe import RecipeConfig, drawn_faces, fit, load_faces, train
+from caan.starter.head_recipe import as_cropped, spoil
 from caan.starter.learner import unfold
-from caan.starter.recipe import RecipeConfig, drawn_faces, fit, load_faces, train
 from caan.starter.teaching import Refining, Seen
 
 MODEL = WEIGHTS.with_name("model")
@@ -142,7 +142,7 @@ def test_the_recipe_makes_weights_that_load_and_continues_where_it_stopped(
         changed.append(len(faces))
         return augment(faces, *options)
 
-    monkeypatch.setattr("caan.starter.recipe.augment", counted)
+    monkeypatch.setattr("caan.starter.face_recipe.augment", counted)
     config = RecipeConfig(
         faces=few_faces, output=tmp_path / "out", device="cpu",
         teachers=1, teacher_width=1, teacher_steps=2, steps=2, refine_steps=0, batch=16,
@@ -167,7 +167,7 @@ def test_each_refined_network_is_measured_on_faces_that_it_has_not_learned(
         held.append({face.numpy().tobytes() for face in validation[0]})
         return fit(stage, learner, faces, labels, validation, config)
 
-    monkeypatch.setattr("caan.starter.recipe.fit", watched)
+    monkeypatch.setattr("caan.starter.face_recipe.fit", watched)
     config = RecipeConfig(
         faces=few_faces, output=tmp_path, device="cpu", start=WEIGHTS, refine_steps=2, batch=16
     )

@@ -1,6 +1,6 @@
 """Makes the starter head: CAAN on face vectors, taught which frames to trust.
 
-    python -m caan.starter.head --faces fer2013.parquet --output caan/starter/model
+    python -m caan.starter.head_recipe --faces fer2013.parquet --output caan/starter/model
 
 The head starts as the face network's own classifier, carried through CAAN's layers, so that a
 video of one frame gets the network's own probabilities. Only the scorer learns: from sequences of
@@ -21,7 +21,7 @@ from caan.models import FrameBatch, Head, ModelConfig, build_model
 from caan.models.checkpoint import ModelInfo, save_model
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import blur, cover, warp
-from caan.starter.recipe import load_faces
+from caan.starter.face_recipe import load_faces
 
 LOGGER = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def make_head(config: HeadConfig) -> dict[str, float]:
         context_backbone="starter_context",
         face_backbone_identity=network.identity,
         detector="libfacedetection",
-        training=(("recipe", "caan.starter.head"), ("seed", str(config.seed))),
+        training=(("recipe", "caan.starter.head_recipe"), ("seed", str(config.seed))),
     )
     save_model(config.output, head, info, metrics=metrics)
     LOGGER.info("%s", metrics)

@@ -1,6 +1,6 @@
 """Retrains the starter: its face network from nothing but FER2013, then its head.
 
-    python -m caan.starter.recipe --faces fer2013.parquet --output DIR
+    python -m caan.starter.face_recipe --faces fer2013.parquet --output DIR
 
 First the teachers, networks of the same build and twice the width, learn from the labels; then the
 small network that ships learns to say what they say together about each changed picture (Beyer et
@@ -390,7 +390,7 @@ def main() -> None:
     config = tyro.cli(RecipeConfig, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     weights = train(config)
-    from caan.starter.head import HeadConfig, make_head  # it imports this module
+    from caan.starter.head_recipe import HeadConfig, make_head  # it imports this module
 
     make_head(HeadConfig(faces=config.faces, output=config.output / "model", weights=weights))
 
