@@ -34,7 +34,7 @@ from safetensors.numpy import load_file
 from benchmarks.local_cluster import ROOT, LocalCluster, roles
 from caan import storage
 from caan.media.sampling import sample_frames
-from caan.on_ray import run_job
+from jobs.runtime.cli import run_job
 
 BACKBONES = (
     *("--detector", "libfacedetection", "--face-backbone", "starter_face"),

@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measuring import machine
-from caan import on_ray, storage
+from caan import storage
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.outputs import layout
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from jobs.pipeline import Pipeline, Resources
+from jobs.runtime import cluster
+from jobs.runtime.pipeline import Pipeline, Resources
 
 OUTPUT = Path("benchmarks/scale.json")
 LEFT = 100
@@ -84,8 +85,8 @@ def pipeline() -> Pipeline:
 
 def run(sizes: list[int]) -> list[dict[str, Any]]:
     found = []
-    on_ray.start()
-    on_ray.configure_data()
+    cluster.start()
+    cluster.configure_data()
     for size in sizes:
         with tempfile.TemporaryDirectory() as output:
             plan = known(plan_segments(manifest_of(size, 1), fps=2.0, segment_frames=128))
@@ -120,8 +121,8 @@ def resume(num_segments: int) -> dict[str, Any]:
             pq.write_table(part, rows / f"done{first:06d}-000000.parquet")
             pq.write_table(part, folder / f"done{first:06d}.parquet")
         del plan, ids
-        on_ray.start()
-        on_ray.configure_data()
+        cluster.start()
+        cluster.configure_data()
         start = time.perf_counter()
         again = plan_segments(manifest_of(num_segments // 100, 100), fps=2.0, segment_frames=128)
         shards = layout.extend_plan(output, "features", known(again), retry_failed=False)

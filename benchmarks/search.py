@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from caan import on_ray
 from caan.experiments import search_report, search_space
 from caan.features.packed import PackedVideos
 from caan.features.splits import Division, divided
 from caan.models.build import build_model
 from caan.training.loop import TrainConfig, fit
 from caan.training.validation import judge
-from jobs.search import Job, collected, configs, search
+from jobs.runtime import cluster
+from jobs.runtime.search import Job, collected, configs, search
 from jobs.train import Data
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -146,7 +146,7 @@ def main() -> None:
     record = {"fingerprint": "synthetic", "config": {"no_face": "drop"}}
     data = Data(train=train, validation=validation, record=record)
     test = replace(synthetic_videos(NUM_TEST, 1), splits_V=np.full(NUM_TEST, "test"))
-    on_ray.start()
+    cluster.start()
     for seed in range(len(rows), options.seeds):
         found = {kind: run_search(kind, seed, options, data, test) for kind in ("none", "asha")}
         rows.append({"seed": seed, **found})

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.head_epoch import DIM, STORED, synthetic_videos
-from caan import on_ray, schema, storage
+from caan import schema, storage
 from caan.features.batches import plan_epoch, sample_offsets
 from caan.features.packed import PackedVideos
 from caan.models import FrameBatch, build_model
@@ -35,6 +35,7 @@ from caan.schema import EMOTIONS
 from caan.training import losses
 from caan.training.recipes import RECIPES
 from jobs import train
+from jobs.runtime import cluster
 
 RESULT = Path(__file__).with_suffix(".json")
 WORKERS_RESULT = Path(__file__).with_name("workers.json")
@@ -165,7 +166,7 @@ def measure(folder: Path, videos: PackedVideos, epochs: int, rounds: int) -> Non
         "frames_drawn": RECIPES["caan"].train.num_frames,
         "dim": DIM,
         "epochs_measured": rounds * (epochs - 1),
-        "threads": on_ray.physical_cpus(),
+        "threads": cluster.physical_cpus(),
         "torch": torch.__version__,
         "load_average": os.getloadavg()[0],
     }
@@ -204,8 +205,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="caan-benchmark-") as name:
         folder = Path(name)
         write_features(folder, videos)
-        on_ray.start()
-        torch.set_num_threads(on_ray.physical_cpus())
+        cluster.start()
+        torch.set_num_threads(cluster.physical_cpus())
         if options.workers:
             compare_workers(folder, options.workers)
         else:

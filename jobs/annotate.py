@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 import tyro
 
-from caan import on_ray, storage
+from caan import storage
 from caan.annotation import agreement
 from caan.annotation.agreement import Vote
 from caan.annotation.clips import Clip, cut
@@ -34,6 +34,7 @@ from caan.errors import InputError, VideoError, redact
 from caan.extraction.probe import IndexProber
 from caan.media.sandbox import Sandbox
 from caan.schema import LABEL_SETS, MANIFEST_SCHEMA, canonical_emotion, check_table, table_of
+from jobs.runtime import cli
 
 logger = logging.getLogger(__name__)
 
@@ -285,4 +286,4 @@ def main(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

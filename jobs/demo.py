@@ -15,10 +15,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from caan import on_ray, storage
+from caan import storage
 from caan.errors import InputError
 from caan.training.loop import TrainConfig
 from jobs import evaluate, extract, index, label, train
+from jobs.runtime import cli
 
 logger = logging.getLogger(__name__)
 
@@ -124,4 +125,4 @@ def _print_labels(output: Path, manifest: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

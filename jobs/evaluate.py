@@ -8,11 +8,12 @@ import logging
 import sys
 import time
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.errors import InputError
 from caan.report import label_tables, report
 from caan.report.report import ReportConfig
 from caan.report.strips import StripConfig
+from jobs.runtime import cli
 
 logger = logging.getLogger(__name__)
 
@@ -68,4 +69,4 @@ def main(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

@@ -12,12 +12,13 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from caan import config, on_ray
+from caan import config
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import SegmentEmbedder, identities
 from caan.features import leakage
-from jobs.forecast import forecast
-from jobs.pipeline import Pipeline, Resources, Run
+from jobs.runtime import cli
+from jobs.runtime.forecast import forecast
+from jobs.runtime.pipeline import Pipeline, Resources, Run
 
 logger = logging.getLogger(__name__)
 
@@ -83,4 +84,4 @@ def main(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

@@ -26,7 +26,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.backbones.backbone import RANDOM
 from caan.backbones.build import load_backbone
 from caan.backbones.weights import SEEN_VIDEOS, save_weights
@@ -41,9 +41,10 @@ from caan.schema import label_set_of
 from caan.training import finetune, losses
 from caan.training.augmentation import change_pictures
 from caan.training.finetune import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
-from jobs.detector import train_detector
-from jobs.fitting import PICTURES, begin, finish, train_network, work, worker_place
-from jobs.pipeline import Pipeline, Resources, Run
+from jobs.runtime import cli
+from jobs.runtime.finetune import PICTURES, begin, finish, train_network, work, worker_place
+from jobs.runtime.finetune_detector import train_detector
+from jobs.runtime.pipeline import Pipeline, Resources, Run
 
 logger = logging.getLogger(__name__)
 
@@ -364,4 +365,4 @@ def _absolute(path: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

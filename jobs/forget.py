@@ -11,8 +11,8 @@ import logging
 import sys
 from dataclasses import dataclass
 
-from caan import on_ray
 from caan.outputs.forget import forget
+from jobs.runtime import cli
 
 logger = logging.getLogger(__name__)
 
@@ -39,4 +39,4 @@ def main(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import ray
 
-from caan import on_ray, storage
+from caan import storage
 from caan.datasets.registry import DATASETS, check_labels, check_splits, compare_counts
 from caan.errors import InputError
 from caan.extraction.probe import IndexProber
 from caan.schema import MANIFEST_SCHEMA, table_of
+from jobs.runtime import cli, cluster, stages
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +88,15 @@ def main(job: Job) -> int:
     rows = list_rows(job)
     rows = [row | {"split": row.get("split") or job.split or None} for row in rows]
     logger.info("%d videos listed in %.1f s", len(rows), time.perf_counter() - start_seconds)
-    on_ray.start()
-    on_ray.configure_data()
+    cluster.start()
+    cluster.configure_data()
     table = table_of(rows, MANIFEST_SCHEMA)
-    probes = job.probes or max(1, on_ray.physical_cpus())
-    monitor = on_ray.start_monitor("index")
+    probes = job.probes or max(1, cluster.physical_cpus())
+    monitor = stages.start_monitor("index")
     probed = (
         ray.data.from_arrow([table.slice(n, 32) for n in range(0, table.num_rows, 32)])
         .map_batches(
-            on_ray.Staged,
+            stages.Staged,
             fn_constructor_args=("probe", IndexProber, (), monitor),
             batch_size=None,
             batch_format="pyarrow",
@@ -123,4 +124,4 @@ def main(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import ray
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.errors import InputError, redact
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import identities
@@ -30,8 +30,9 @@ from caan.models.checkpoint import ModelInfo
 from caan.outputs import layout
 from caan.people.detections import TrackConfig, with_identity
 from caan.people.face_embedding import IdentityConfig, dlib_identity, identity_name
-from jobs.pipeline import Pipeline, Resources, Run
-from jobs.second_phase import TABLE, model_in_memory, pool, unpack, write_files
+from jobs.runtime import cli, cluster
+from jobs.runtime.label_videos import TABLE, model_in_memory, pool, unpack, write_files
+from jobs.runtime.pipeline import Pipeline, Resources, Run
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def main(job: Job) -> int:
             modalities=model.head.modalities,
             face_policy=pooling.face_policy,
         )
-        on_ray.start()
+        cluster.start()
         model_ref = ray.put(model_in_memory(model_folder))
         pipeline = Pipeline(
             config=extraction,
@@ -270,4 +271,4 @@ def label_statuses(output: str) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

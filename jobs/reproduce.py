@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
 from caan.experiments import tables
@@ -30,6 +30,7 @@ from caan.features.packed import PackedVideos, add_maps, pack_features
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
+from jobs.runtime import cli, cluster
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def main(job: Job) -> int:
     features = {"fingerprint": data.fingerprint, "num_bytes": num_bytes}
     logger.info("%.2f GB of features, held once per node", data.videos.num_bytes / 1e9)
     if left:
-        on_ray.start()
+        cluster.start()
         shared = ray.put(data.videos)
         splits_DV = data.splits_DV
         del data  # the workers read the object store's copy; a second one would only take memory
@@ -229,7 +230,7 @@ def _run(
     data: dict[str, str],
 ) -> None:
     # An embedded Ray has more CPU slots than cores; a trial takes a whole core.
-    slots = float(ray.cluster_resources().get("CPU", 1)) / on_ray.physical_cpus()
+    slots = float(ray.cluster_resources().get("CPU", 1)) / cluster.physical_cpus()
     task = ray.remote(num_cpus=max(1, int(slots)))(_trial)
     waiting = [
         task.remote(trial, shared, splits_DV[trial.split], output, data[trial.split])
@@ -244,4 +245,4 @@ def _run(
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

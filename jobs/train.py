@@ -25,7 +25,7 @@ import ray.train.torch
 import torch
 from tensorboardX import SummaryWriter
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.backbones.weights import finetuned_of
 from caan.errors import InputError
 from caan.experiments.trials import fitted
@@ -39,8 +39,8 @@ from caan.models.head import Head
 from caan.models.net2net import grow_from
 from caan.outputs import layout
 from caan.training.loop import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
-from jobs import relay, streaming
-from jobs.training_data import Data, check_context, configs_of, read_data
+from jobs.runtime import cli, cluster, packing, relay
+from jobs.runtime.training_data import Data, check_context, configs_of, read_data
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def train_worker(options: dict[str, Any]) -> None:
     data: Data = ray.get(options["data"][0])
     start: ray.train.Checkpoint | None = ray.train.get_checkpoint() or options["start"]
     if device.type == "cpu":
-        torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
+        torch.set_num_threads(max(1, cluster.physical_cpus() // world_size))
     head = build_head(data, options["model"], train.seed, options["init"])
     if rank == 0 and "progress" in options:
         relay.say(options["progress"], logger.name)
@@ -164,7 +164,7 @@ def train_worker(options: dict[str, Any]) -> None:
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device}
         progress: dict[str, Any] = {"report": report, "resume": resume}
         if isinstance(data.train, PackedFiles):
-            loader = streaming.loader(data.train, train, head.modalities, world_size)
+            loader = packing.loader(data.train, train, head.modalities, world_size)
             result = fit_loader(
                 head, loader, data.train, data.validation, train, **place, **progress
             )
@@ -224,7 +224,7 @@ def main(job: Job) -> int:
         if is_trained(job, run_name(data, model, train, init)):
             logger.info("%s holds the model of this very run: nothing to do", job.output)
             return 0
-        on_ray.start()
+        cluster.start()
         train_model(job, data, model, train, init=init)
     return 0
 
@@ -287,17 +287,17 @@ def train_model(
     Raises:
         InputError: what `caan.training.loop.fit` refuses.
     """
-    use_gpu = on_ray.num_gpus() >= (job.min_workers or job.num_workers)
+    use_gpu = cluster.num_gpus() >= (job.min_workers or job.num_workers)
     if job.storage_path and not train.checkpoint_every_epochs:
         train = dataclasses.replace(train, checkpoint_every_epochs=STATE_EPOCHS)
-    on_ray.poll_training_often()
+    cluster.poll_training_often()
     is_elastic = 0 < job.min_workers < job.num_workers
     num_workers: Any = (job.min_workers, job.num_workers) if is_elastic else job.num_workers
     datasets: dict[str, Any] = {}
     if isinstance(data.train, PackedFiles):
-        streaming.check_slots(job.num_workers, job.storage_path)
+        packing.check_slots(job.num_workers, job.storage_path)
         modalities = build_head(data, model, train.seed).modalities
-        datasets["train"] = streaming.rows(data.train, train, modalities)
+        datasets["train"] = packing.rows(data.train, train, modalities)
     with _scratch(job) as scratch, relay.shown(logger) as latest:
         filesystem, path = storage.filesystem(job.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
@@ -340,7 +340,7 @@ def train_model(
 @contextlib.contextmanager
 def _scratch(job: Job) -> Iterator[str]:
     """A folder for a run's checkpoints that all nodes reach, gone with the run."""
-    if on_ray.num_nodes() == 1:
+    if cluster.num_nodes() == 1:
         with tempfile.TemporaryDirectory(prefix="caan-train-") as folder:
             yield folder
         return
@@ -446,4 +446,4 @@ def _publish(folder: Path, job: Job, data: Data, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

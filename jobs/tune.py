@@ -16,7 +16,7 @@ from typing import Any
 
 from ray import tune
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.errors import InputError
 from caan.experiments import search_report, search_space
 from caan.experiments.search_report import SearchTrial
@@ -24,7 +24,8 @@ from caan.experiments.search_space import Axis
 from caan.models.build import ModelConfig, build_model
 from caan.training.loop import TrainConfig
 from jobs import train as train_job
-from jobs.search import FEATURES, Job, adapted, collected, configs, search, train_job_of
+from jobs.runtime import cli, cluster
+from jobs.runtime.search import FEATURES, Job, adapted, collected, configs, search, train_job_of
 
 logger = logging.getLogger(__name__)
 
@@ -150,12 +151,12 @@ def main(job: Job) -> int:
         search_space.check_space(axes, seen, job.space)
     now = identity(job, axes, data)
     _open_output(job, now)
-    on_ray.start()
-    num_gpus = on_ray.num_gpus()
+    cluster.start()
+    num_gpus = cluster.num_gpus()
     share = 0.25 if job.workers_per_trial == 1 else 1.0
     gpus = job.gpus_per_trial if job.gpus_per_trial >= 0 else (share if num_gpus else 0.0)
     num_parallel = search_space.max_concurrent(
-        num_cpus=on_ray.physical_cpus(),
+        num_cpus=cluster.physical_cpus(),
         num_gpus=num_gpus,
         cpus_per_trial=job.cpus_per_trial * job.workers_per_trial,
         gpus_per_trial=gpus * job.workers_per_trial,
@@ -207,4 +208,4 @@ def _publish(
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

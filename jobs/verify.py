@@ -9,8 +9,8 @@ what is wrong, a line each, and exits with 1 if anything is.
 import sys
 from dataclasses import dataclass
 
-from caan import on_ray
 from caan.outputs.verify import verify
+from jobs.runtime import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +36,4 @@ def main(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(on_ray.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main))

@@ -16,9 +16,9 @@ from caan.annotation.agreement import Vote
 from caan.annotation.clips import Clip, cut
 from caan.annotation.server import make_server
 from caan.errors import DecodeFailed, InputError
-from caan.on_ray import run_job
 from caan.schema import EMOTIONS, MANIFEST_SCHEMA, table_of
 from jobs.annotate import Job, main, read_votes
+from jobs.runtime.cli import run_job
 
 SET = ("anger", "joy", "sadness")
 

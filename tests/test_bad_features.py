@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from stored_features import segment_row, write_features
 
-from caan import on_ray, storage
+from caan import storage
 from caan.errors import InputError
 from caan.experiments.trials import fitted
 from caan.models import ModelConfig
 from caan.models.checkpoint import CONFIG_FILE
 from caan.schema import features_schema, table_of
 from jobs import reproduce, train
+from jobs.runtime import cli
 
 DIM = 6
 JOBS: dict[str, Any] = {"train": train, "reproduce": reproduce}
@@ -42,7 +43,7 @@ def said(job: str, capsys: pytest.CaptureFixture[str], features: str, *options: 
     """The sentence on stderr; the exit code must be 2 and nothing be written."""
     output = f"{features}-out"
     words = ["--features", features, "--output", output, *options]
-    assert on_ray.run_job(JOBS[job].Job, JOBS[job].main, words) == 2
+    assert cli.run_job(JOBS[job].Job, JOBS[job].main, words) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert not storage.exists(storage.join(output, "run.json"))
@@ -137,7 +138,7 @@ def test_the_output_of_another_job_is_not_overwritten(
 ) -> None:
     features = features_in(tmp_path / "features", GOOD)
     words = ["--features", features, "--output", features]
-    assert on_ray.run_job(JOBS[job].Job, JOBS[job].main, words) == 2
+    assert cli.run_job(JOBS[job].Job, JOBS[job].main, words) == 2
     assert "holds the output of jobs.extract" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ from caan.media.sampling import key_frames, sample_frames
 from caan.outputs import verify
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from jobs.pipeline import cascade_line
+from jobs.runtime.pipeline import cascade_line
 
 CONFIG = ExtractionConfig(detector="libfacedetection", fps=2.0, face_policy="all", cascade=True)
 

@@ -10,13 +10,14 @@ import pytest
 import ray
 from stored_features import segment_row, write_features
 
-from caan import on_ray, schema, storage
+from caan import schema, storage
 from caan.errors import InputError
 from caan.experiments import tables
 from caan.experiments import trials as comparison
 from caan.experiments.trials import SYSTEMS, Trial
 from caan.features.packed import PackedVideos
 from jobs import reproduce
+from jobs.runtime import cluster
 
 DIM, LABELS = 24, ("anger", "joy", "sadness")
 
@@ -118,7 +119,7 @@ def test_other_manifests_may_change_splits_only(videos: PackedVideos) -> None:
 @pytest.fixture
 def running_ray() -> Iterator[None]:
     was_there = ray.is_initialized()
-    on_ray.start()
+    cluster.start()
     yield
     if not was_there:
         ray.shutdown()

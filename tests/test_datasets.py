@@ -19,7 +19,7 @@ from caan.extraction.config import ExtractionConfig
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs import label
 from jobs.index import Job, list_rows
-from jobs.pipeline import Run
+from jobs.runtime.pipeline import Run
 
 SPLITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "splits"
 PARTS = ("train", "test")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from caan import on_ray, storage
+from caan import storage
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs import evaluate
+from jobs.runtime import cli
 
 
 def write_tables(folder: Path) -> tuple[str, str]:
@@ -48,7 +49,7 @@ def test_a_split_that_is_not_there_ends_with_one_sentence_and_code_2(
     labels, manifest = write_tables(tmp_path)
     output = str(tmp_path / "report")
     options = ["--labels", labels, "--manifest", manifest, "--output", output, "--split", "dev"]
-    assert on_ray.run_job(evaluate.Job, evaluate.main, options) == 2
+    assert cli.run_job(evaluate.Job, evaluate.main, options) == 2
     assert capsys.readouterr().err == (
         "error: no manifest row has the split `dev`; there are test, train.\n"
     )

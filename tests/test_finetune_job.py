@@ -9,7 +9,7 @@ import ray
 from test_faster_rcnn import write_wider
 from test_jobs import write_clip
 
-from caan import on_ray, storage
+from caan import storage
 from caan.errors import InputError
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig
@@ -18,7 +18,8 @@ from caan.media.sampling import sample_frames
 from caan.models import checkpoint
 from caan.training.finetune import FinetuneConfig
 from jobs import extract, finetune, index, label, train
-from jobs.pipeline import Resources
+from jobs.runtime import cluster
+from jobs.runtime.pipeline import Resources
 
 STARTER = {
     "detector": "libfacedetection",
@@ -47,7 +48,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, carphone: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def running_ray() -> Iterator[None]:
-    on_ray.start()
+    cluster.start()
     yield
     ray.shutdown()
 

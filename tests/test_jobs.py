@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
-from caan import on_ray, schema, storage
+from caan import schema, storage
 from caan.errors import InputError
 from caan.media.sampling import sample_frames
 from caan.outputs.plan import plan_segments
 from jobs import evaluate, extract, index, label, train, verify
-from jobs.pipeline import Resources, actor_pool, longest_first
+from jobs.runtime import cli, cluster
+from jobs.runtime.pipeline import Resources, actor_pool, longest_first
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = (
@@ -93,7 +94,7 @@ def bucket(s3_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def running_ray(bucket: str) -> Iterator[None]:
-    on_ray.start()
+    cluster.start()
     yield
     ray.shutdown()
 
@@ -322,7 +323,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(
     ray_was_there = ray.is_initialized()  # another test's
     for what, ((name, *arguments), expected) in bad_inputs(tmp_path).items():
         module = jobs[name]
-        code = on_ray.run_job(module.Job, module.main, arguments)
+        code = cli.run_job(module.Job, module.main, arguments)
         said = capsys.readouterr().err.strip().splitlines()
         assert code == 2, what
         assert said[-1].startswith("error: "), what

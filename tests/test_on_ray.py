@@ -2,9 +2,11 @@
 
 import pytest
 
-from caan import on_ray
 from caan.errors import StorageError
-from caan.on_ray import Progress, actor_claim, cause_of_ours, pool_sizes
+from jobs.runtime import cli
+from jobs.runtime.cli import cause_of_ours
+from jobs.runtime.pools import actor_claim, pool_sizes
+from jobs.runtime.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,8 @@ def test_networks_fill_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, embedders: int, threads: int
 ) -> None:
     node = {"Alive": True, "Labels": {}, "Resources": {"CPU": 64.0}}
-    monkeypatch.setattr(on_ray.ray, "nodes", lambda: [node])
-    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": gpus})
-    monkeypatch.setattr(on_ray.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(cli.ray, "nodes", lambda: [node])
+    monkeypatch.setattr(cli.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": gpus})
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: cores)
     sizes = pool_sizes()
     assert (sizes.num_embedders, sizes.embedder_threads) == (embedders, threads)

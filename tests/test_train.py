@@ -22,10 +22,11 @@ from training_runs import (
     when_there_is_a_state,
 )
 
-from caan import on_ray, storage
+from caan import storage
 from caan.errors import InputError
 from caan.models.checkpoint import load_model
 from jobs import train
+from jobs.runtime import cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +56,7 @@ def bucket(s3_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def running_ray(bucket: str) -> Iterator[None]:
-    on_ray.start()
+    cluster.start()
     yield
     ray.shutdown()
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_training import QUICK, packed_videos, small_head
 
-from caan import on_ray, storage
+from caan import storage
 from caan.annotation.server import make_server
 from caan.backbones.vgg import Vgg
 from caan.backbones.weights import download, ready_weights, save_weights
@@ -38,6 +38,7 @@ from caan.report import label_tables
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.storage import paths
 from caan.training.loop import STATE_FILE, fit
+from jobs.runtime import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRETS = {
@@ -301,7 +302,7 @@ def test_errors_of_bad_addresses_hold_no_secret(
         options += ["--detector", "libfacedetection", "--context-backbone", "starter_context"]
     if "--face-weights" not in options:
         options += ["--face-backbone", "starter_face"]
-    code = on_ray.run_job(extract.Job, extract.main, options)
+    code = cli.run_job(extract.Job, extract.main, options)
     said = capsys.readouterr()
     assert code in (1, 2)
     assert "error: " in said.err

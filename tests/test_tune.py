@@ -11,7 +11,7 @@ import pytest
 import ray
 from feature_files import write_features
 
-from caan import on_ray, storage
+from caan import storage
 from caan.errors import InputError
 from caan.experiments import search_report, search_space
 from caan.experiments.search_report import SearchTrial
@@ -19,7 +19,8 @@ from caan.models.build import ModelConfig
 from caan.models.checkpoint import load_model
 from caan.training.loop import TrainConfig
 from jobs import reproduce, train, tune
-from jobs.search import Job, callbacks_of, search
+from jobs.runtime import cluster
+from jobs.runtime.search import Job, callbacks_of, search
 
 DIM, LABELS = 12, ("anger", "joy")
 SMALL = ModelConfig(projection_size=8, fusion_size=16, feature_size=8, scorer_sizes=(4, 4))
@@ -47,7 +48,7 @@ def job_of(features: str, folder: Path, axes: str, **options: object) -> Job:
 @pytest.fixture(scope="module")
 def running_ray() -> Iterator[None]:
     was_there = ray.is_initialized()
-    on_ray.start()
+    cluster.start()
     yield
     if not was_there:
         ray.shutdown()

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caan import on_ray, storage
+from caan import storage
 from caan.errors import InputError
 from caan.outputs import layout, throughput
 from caan.outputs.plan import check_manifest, plan_segments
 from caan.outputs.throughput import Prediction
-from jobs.pipeline import FORECAST, Pipeline, Run, pools_of
+from jobs.runtime import cluster
+from jobs.runtime.pipeline import FORECAST, Pipeline, Run, pools_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def forecast(run: Run, pipeline: Pipeline, price: float | None) -> int:
         raise InputError(f"manifest `{run.manifest_uri}` has no readable video to time.")
     rows = np.linspace(0, plan.num_rows - 1, min(plan.num_rows, SAMPLED_SEGMENTS)).astype(int)
     storage.check_writable(run.output)
-    on_ray.start()
-    on_ray.configure_data()
+    cluster.start()
+    cluster.configure_data()
     scratch = run.output.rstrip("/") + ".sample"
     try:
         shards = layout.extend_plan(scratch, run.table, plan.take(rows), retry_failed=False)

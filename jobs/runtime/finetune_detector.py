@@ -15,14 +15,15 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from caan import config, on_ray
+from caan import config
 from caan.datasets.wider_face import decode_images, images_of, read_wider_face
 from caan.faces import faster_rcnn
 from caan.faces.detection import DetectorConfig
 from caan.faces.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
 from caan.training import finetune
 from caan.training.finetune import FinetuneResult
-from jobs.fitting import begin, finish, train_network, work, worker_place
+from jobs.runtime import cluster
+from jobs.runtime.finetune import begin, finish, train_network, work, worker_place
 
 if TYPE_CHECKING:
     from jobs.finetune import Job
@@ -131,8 +132,8 @@ def train_detector(job: "Job") -> int:
     }
     if begin(job, identity):
         return 0
-    on_ray.start()
-    on_ray.configure_data()
+    cluster.start()
+    cluster.configure_data()
     num_faces = sum(map(len, listed.train["boxes"].to_pylist()))
     logger.info(
         "training faster_rcnn over %s: %d pictures with %d faces, %d pictures held out",

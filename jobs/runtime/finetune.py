@@ -13,13 +13,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.errors import InputError
 from caan.outputs import layout
 from caan.training import finetune
 from caan.training.finetune import FinetuneConfig, FinetuneResult
 from caan.training.loop import epoch_line
-from jobs import relay
+from jobs.runtime import cluster, relay
 
 if TYPE_CHECKING:
     from jobs.finetune import Job
@@ -51,7 +51,7 @@ def work(
     rank, world_size = worker_place()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, on_ray.physical_cpus() // world_size))
+        torch.set_num_threads(max(1, cluster.physical_cpus() // world_size))
     start = ray.train.get_checkpoint()
 
     def report(metrics: dict[str, float], state: Path | None) -> None:
@@ -101,8 +101,8 @@ def train_network(
             f"--num-workers {job.num_workers} needs {job.num_workers + 2} CPU slots, two of them "
             f"for reading, and the Ray cluster has {slots}: start it with more, or take fewer."
         )
-    on_ray.poll_training_often()
-    use_gpu = on_ray.num_gpus() >= job.num_workers
+    cluster.poll_training_often()
+    use_gpu = cluster.num_gpus() >= job.num_workers
     filesystem, path = storage.filesystem(storage.join(job.output, "state"))
     with relay.shown(logger) as latest:
         trainer = ray.train.torch.TorchTrainer(

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import ray
 
 from caan import config as configs
-from caan import on_ray, schema, storage
+from caan import schema, storage
 from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig, SandboxConfig
@@ -28,6 +28,8 @@ from caan.outputs.layout import SUCCESS, Shard
 from caan.outputs.plan import WATCHED, check_manifest, plan_segments
 from caan.outputs.throughput import Pools, limit_of
 from caan.people.face_embedding import IdentityConfig
+from jobs.runtime import cluster, pools, stages
+from jobs.runtime import progress as progress_
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +88,14 @@ class Pipeline:
                 storage.delete(shard.state)  # a kill may have come right before
         wanted = self.resources
         if left:
-            on_ray.wait_for(cpus=wanted.min_cpus, gpus=wanted.min_gpus, seconds=wanted.wait_seconds)
-        monitor = on_ray.start_monitor(job)
+            cluster.wait_for(
+                cpus=wanted.min_cpus, gpus=wanted.min_gpus, seconds=wanted.wait_seconds
+            )
+        monitor = stages.start_monitor(job)
         to_do = [commits.to_do(shard) for shard in left]
         num_segments = sum(segments for segments, _ in to_do)
         start_time, start_seconds = time.time(), time.perf_counter()
-        with on_ray.Progress(monitor, num_segments, sum(s for _, s in to_do)) as progress:
+        with progress_.Progress(monitor, num_segments, sum(s for _, s in to_do)) as progress:
             for shard in left:
                 self._run_shard(shard, monitor)
             time.sleep(0.2 if left else 0)  # the last reports are on their way
@@ -103,7 +107,9 @@ class Pipeline:
         return {
             "stages": totals,
             "stage_nodes": nodes,
-            "node_labels": on_ray.node_labels({n for of_stage in nodes.values() for n in of_stage}),
+            "node_labels": cluster.node_labels(
+                {n for of_stage in nodes.values() for n in of_stage}
+            ),
             "pools": dataclasses.asdict(self._pools()) if left else {},
             "seconds": time.perf_counter() - start_seconds,
             # workers start, networks load, the first pictures are cut
@@ -111,14 +117,14 @@ class Pipeline:
         }
 
     def _pools(self) -> Pools:
-        sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
+        sizes = pools.pool_sizes(self.resources.decoders, self.resources.embedders)
         return Pools(
             num_decoders=sizes.num_decoders,
             num_embedders=sizes.num_embedders,
             embedder_threads=sizes.embedder_threads,
-            num_gpus=on_ray.num_gpus(),
-            num_cores=on_ray.physical_cpus(),
-            num_nodes=on_ray.num_nodes(),
+            num_gpus=cluster.num_gpus(),
+            num_cores=cluster.physical_cpus(),
+            num_nodes=cluster.num_nodes(),
         )
 
     def _run_shard(self, shard: Shard, monitor: Any) -> None:
@@ -135,7 +141,7 @@ class Pipeline:
         storage.delete(shard.state)
 
     def _write_rows(self, shard: Shard, monitor: Any) -> None:
-        sizes = on_ray.pool_sizes(self.resources.decoders, self.resources.embedders)
+        sizes = pools.pool_sizes(self.resources.decoders, self.resources.embedders)
         has_gpu = sizes.embedder_gpus > 0
         detect_on_gpu = has_gpu and self.config.detector in GPU_DETECTORS
         cut: CutConfig = self.config.cut_config(
@@ -155,7 +161,7 @@ class Pipeline:
         rows = rows.repartition(target_num_rows_per_block=1)
         tries = storage.join(shard.state, "tries")
         rows = rows.map_batches(
-            on_ray.Staged,
+            stages.Staged,
             fn_constructor_args=("decode", SegmentDecoder, (cut, self.limits, tries), monitor),
             batch_size=1,
             batch_format="pyarrow",
@@ -165,7 +171,7 @@ class Pipeline:
         )
         if detect_on_gpu:
             rows = rows.map_batches(
-                on_ray.Staged,
+                stages.Staged,
                 fn_constructor_args=(
                     "detect",
                     FaceCutter,
@@ -186,7 +192,7 @@ class Pipeline:
             shard.plan, self.config.fps, batch * (8 if has_gpu else 1)
         )
         rows = rows.map_batches(
-            on_ray.Staged,
+            stages.Staged,
             fn_constructor_args=("embed", self.build, arguments, monitor),
             batch_size=together,
             batch_format="pyarrow",
@@ -313,8 +319,8 @@ class Run:
             watched=(*WATCHED, "face_box") if self.config.face_policy == "marked" else WATCHED,
         )
         storage.write_table(manifest, storage.join(self.output, "manifest.parquet"))
-        on_ray.start()
-        on_ray.configure_data()
+        cluster.start()
+        cluster.configure_data()
         logger.info(
             "%d videos, %d segments, %.0f seconds of video; detector %s, backbones %s and %s",
             manifest.num_rows,

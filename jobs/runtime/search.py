@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.errors import redact
 from caan.experiments.search_report import SearchTrial
 from caan.experiments.search_space import Axis
@@ -26,6 +26,7 @@ from caan.models.build import ModelConfig, build_model
 from caan.training.loop import TrainConfig, fit
 from caan.training.recipes import Recipe
 from jobs import train as train_job
+from jobs.runtime import cluster
 
 FEATURES = "features"
 """Option of a trial that says which of several --features it learns from."""
@@ -166,7 +167,7 @@ def run_trial_on_workers(
     name = settings.get(FEATURES, job.features[0])
     model, train = configs(job, settings)
     filesystem, path = storage.filesystem(storage.join(job.output, RUN, "workers"))
-    on_ray.poll_training_often()
+    cluster.poll_training_often()
     ray.train.torch.TorchTrainer(
         train_job.train_worker,
         train_loop_config={
@@ -282,7 +283,7 @@ def search(
     """Run the search, or the rest of it."""
     _, train = train_job.configs_of(train_job_of(job, "", {}))
     metric = f"validation_{train.selection}"
-    slots = float(ray.cluster_resources().get("CPU", 1)) / on_ray.physical_cpus()
+    slots = float(ray.cluster_resources().get("CPU", 1)) / cluster.physical_cpus()
     claim = job.cpus_per_trial * slots
     references = {name: ray.put(part) for name, part in data.items()}
     resources: dict[str, float]

@@ -13,7 +13,7 @@ import ray
 import ray.data
 import ray.train
 
-from caan import config, on_ray, storage
+from caan import config, storage
 from caan.errors import InputError
 from caan.features import packed_files
 from caan.features.manifest_arrays import manifest_arrays
@@ -22,6 +22,7 @@ from caan.features.splits import Division, divided
 from caan.features.streaming import FrameSampler, StreamLoader
 from caan.outputs import layout
 from caan.training.loop import TrainConfig
+from jobs.runtime import cluster
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def check_slots(num_workers: int, storage_path: str) -> None:
 
 def rows(videos: PackedFiles, train: TrainConfig, modalities: tuple[str, ...]) -> ray.data.Dataset:
     """The training videos with the frames of an epoch; each pass has another order of files."""
-    on_ray.configure_data()
+    cluster.configure_data()
     dims = {"face": videos.face_dim, "context": videos.context_dim}
     sampler = FrameSampler(train.num_frames, {name: dims[name] for name in modalities})
     files, _ = storage.filesystem(videos.files[0])

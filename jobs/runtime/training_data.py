@@ -22,7 +22,7 @@ from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
 from caan.training import recipes
 from caan.training.loop import TrainConfig
-from jobs import streaming
+from jobs.runtime import packing
 
 if TYPE_CHECKING:
     from jobs.train import Job
@@ -73,7 +73,7 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
     train: PackedVideos | PackedFiles
     validation: PackedVideos | PackedFiles
     if scratch is not None and _is_streamed(job):
-        train, validation = streaming.packed(
+        train, validation = packing.packed(
             job.features,
             record,
             manifest,
@@ -84,13 +84,13 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
         )
     else:
         whole = pack_features(
-            layout.latest_segments(job.features, "features", streaming.COLUMNS),
+            layout.latest_segments(job.features, "features", packing.COLUMNS),
             manifest,
             label_set,
             no_face=record["config"]["no_face"],
         )
         if job.model.name == "pool5_attention":
-            whole = _with_maps(job, whole, record, streaming.COLUMNS)
+            whole = _with_maps(job, whole, record, packing.COLUMNS)
         train, validation = divided(whole, division)
     check_classes(np.bincount(train.labels_V, minlength=len(train.label_set)), train.label_set)
     if job.shuffle_labels:
@@ -112,7 +112,7 @@ def _is_streamed(job: "Job") -> bool:
                 "take --loader memory, or another model."
             )
         return False
-    return streaming.is_streamed(job.features, job.loader, job.memory_limit_gb)
+    return packing.is_streamed(job.features, job.loader, job.memory_limit_gb)
 
 
 def check_context(data: Data, model: ModelConfig) -> None:

@@ -1,0 +1,90 @@
+"""A stage of the library as a Ray Data actor, with its counts."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util import metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+class Monitor:
+    """Sums what the stages report while a dataset runs, for run.json and for Prometheus.
+
+    A count `name` becomes the metric `ray_caan_<name>_total` with the labels `caan_job` and
+    `stage`; of a count `status.<word>` the word is the label `status`.
+    """
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.totals: dict[str, dict[str, float]] = {}
+        self.nodes: dict[str, set[str]] = {}
+        self.began: dict[str, float] = {}
+        self.counters: dict[str, metrics.Counter] = {}
+
+    def add(self, stage: str, node_id: str, counts: dict[str, float]) -> None:
+        """Add one call's counts to the stage's totals."""
+        self.began.setdefault(stage, time.time() - counts.get("seconds", 0.0))
+        totals = self.totals.setdefault(stage, {})
+        for name, value in counts.items():
+            totals[name] = totals.get(name, 0.0) + value
+            if value > 0:
+                self._export(stage, name, value)
+        self.nodes.setdefault(stage, set()).add(node_id)
+
+    def _export(self, stage: str, name: str, value: float) -> None:
+        kind, _, status = name.partition(".")
+        if kind not in self.counters:
+            said = f"CAAN: {kind.replace('_', ' ')}, summed over the actors of a stage"
+            self.counters[kind] = metrics.Counter(
+                f"caan_{kind}", said, ("caan_job", "stage", "status")
+            )
+        tags = {"caan_job": self.job, "stage": stage, "status": status}
+        self.counters[kind].inc(value, tags)
+
+    def end(self) -> None:
+        """Leave as a process does, which hands the last counts on."""
+        ray.actor.exit_actor()
+
+    def when_began(self) -> dict[str, float]:
+        """When the first reported call of each stage began, in seconds since 1970."""
+        return self.began
+
+    def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
+        """Totals and node ids, each by stage."""
+        return self.totals, {stage: sorted(nodes) for stage, nodes in self.nodes.items()}
+
+
+def start_monitor(job: str) -> Any:
+    """A handle to a new monitor on the driver's node, which outlives all others for this run."""
+    node = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(num_cpus=0)(Monitor)
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    return actor.options(scheduling_strategy=here).remote(job)
+
+
+class Staged:
+    """Runs a stage of the library as a Ray Data actor and reports its counts to the monitor.
+
+    The stage is built once per actor from `build(*arguments)`; `stage(table)` gives a table, and
+    `stage.take_counts()` what to add to the totals since the last call.
+    """
+
+    def __init__(
+        self, name: str, build: Callable[..., Any], arguments: tuple[Any, ...], monitor: Any
+    ) -> None:
+        self.name = name
+        self.stage = build(*arguments)
+        self.monitor = monitor
+        self.node_id = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One batch through the stage."""
+        start_seconds = time.perf_counter()
+        result = self.stage(table)
+        counts = self.stage.take_counts()
+        counts["seconds"] = time.perf_counter() - start_seconds
+        self.monitor.add.remote(self.name, self.node_id, counts)
+        return result
