@@ -13,7 +13,8 @@ Heads learn from the training videos with several seeds and are scored on all te
 without a detected face counting as wrong. `frames.csv` of the corpus says what each face showed
 when, so each head's emotion scores can be asked whether informative frames lie above spoiled ones.
 The shipped starter head is scored as it is, and with its scores replaced by equal ones; so are
-further heads of `python -m caan.starter.head_recipe --seed N --output DIR`, if `--more-heads` names them.
+further heads of `python -m caan.starter.head_recipe --seed N --output DIR` that `--more-heads`
+names.
 `caan_face like faa` and `caan like ffaa` are the attention heads with the averages' losses and
 dropout. Without `--more-heads` the record keeps what it said of them, if the shipped head is right
 as often as then.

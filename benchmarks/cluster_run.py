@@ -31,10 +31,10 @@ import pyarrow as pa
 from moto.server import ThreadedMotoServer
 from safetensors.numpy import load_file
 
-from benchmarks.local_cluster import ROOT, LocalCluster, roles
 from caan import storage
 from caan.media.sampling import sample_frames
 from jobs.runtime.cli import run_job
+from tests.support.local_cluster import ROOT, LocalCluster, roles
 
 BACKBONES = (
     *("--detector", "libfacedetection", "--face-backbone", "starter_face"),

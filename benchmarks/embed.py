@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from benchmarks.measuring import in_turn, machine
-from caan.backbones.backbone import BackboneConfig, choose_precision, embed_pictures
+from caan.backbones.backbone import choose_precision, embed_pictures
 from caan.backbones.build import load_backbone
+from caan.backbones.config import BackboneConfig
 
 FLOPS_PER_PICTURE = 30.9e9
 """VGG16 up to fc6 at 224x224: 15.45 G multiply-adds, by counting hooks."""

@@ -38,8 +38,9 @@ from threadpoolctl import threadpool_limits
 from torchvision.models import vgg16
 
 from benchmarks.measuring import machine
-from caan.backbones.backbone import Backbone, BackboneConfig, embed_pictures, keep_freed_memory
+from caan.backbones.backbone import Backbone, embed_pictures, keep_freed_memory
 from caan.backbones.build import load_backbone
+from caan.backbones.config import BackboneConfig
 from caan.extraction.config import ExtractionConfig
 from caan.faces.build import load_detector
 from caan.faces.crops import crop_face, resize_context

@@ -35,8 +35,7 @@ from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig, iou
 from caan.media.sampling import sample_frames
 from caan.outputs.plan import plan_segments
-from caan.people.detections import TrackConfig, with_identity
-from caan.people.face_embedding import IdentityConfig
+from caan.people.config import IdentityConfig, TrackConfig, with_identity
 from caan.people.people import VideoPeople, find_people
 from caan.schema import MANIFEST_SCHEMA, table_of
 

@@ -109,12 +109,12 @@ def kills(options: argparse.Namespace) -> None:
 
 def media(options: argparse.Namespace) -> None:
     """The hostile corpus through index and extract as a user runs them, watched."""
-    from benchmarks.hostile import corpus, write_clip
-    from benchmarks.hostile import pictures as drawn
-    from benchmarks.watching import FileWatch, Listener
     from caan import schema, storage
     from caan.outputs import layout
     from caan.outputs.verify import verify
+    from tests.support.hostile import corpus, write_clip
+    from tests.support.hostile import pictures as drawn
+    from tests.support.watching import FileWatch, Listener
 
     with tempfile.TemporaryDirectory(prefix="caan-media-") as name:
         folder = Path(name)
@@ -184,10 +184,10 @@ def faults(options: argparse.Namespace) -> None:
     import boto3
     from moto.server import ThreadedMotoServer
 
-    from benchmarks.faults import TRANSIENT, FaultProxy, Faults
     from benchmarks.kills import OPTIONS, row_hashes, write_clips
     from caan import storage
     from caan.outputs.verify import verify
+    from tests.support.faults import TRANSIENT, FaultProxy, Faults
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()

@@ -23,7 +23,8 @@ from caan.experiments import search_report, search_space
 from caan.features.packed import PackedVideos
 from caan.features.splits import Division, divided
 from caan.models.build import build_model
-from caan.training.loop import TrainConfig, fit
+from caan.training.config import TrainConfig
+from caan.training.loop import fit
 from caan.training.validation import judge
 from jobs.runtime import cluster
 from jobs.runtime.search import Job, collected, configs, search

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from caan.backbones.backbone import BackboneConfig
 from caan.backbones.build import load_backbone
+from caan.backbones.config import BackboneConfig
 from caan.backbones.starter_face import WEIGHTS, StarterFace
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blur, warp

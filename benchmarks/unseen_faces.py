@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from benchmarks.attention import areas
-from caan.backbones.backbone import BackboneConfig, embed_pictures
+from caan.backbones.backbone import embed_pictures
 from caan.backbones.build import load_backbone
+from caan.backbones.config import BackboneConfig
 from caan.features.packed import PackedVideos
 from caan.features.splits import split_validation
 from caan.models.build import build_model

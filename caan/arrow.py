@@ -3,8 +3,6 @@
 import numpy as np
 import pyarrow as pa
 
-pass
-
 
 def picture_stack(pictures: pa.Array, size_pixels: int) -> np.ndarray:
     """uint8 [N, size, size, 3] over the buffer of a large_binary array, without copying."""

@@ -170,7 +170,7 @@ PICTURES_SCHEMA = pa.schema(
 context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next, `scale`
 times the full size. `picture` is null for a frame that no network needs to see. `face_box` is the
 manifest's, in pixels of the full size, for the detector that comes next. `appearance_vector` is
-dlib's, where it was asked for (`caan.people.face_embedding`)."""
+dlib's, where it was asked for (`caan.people.config`)."""
 
 
 def features_schema(

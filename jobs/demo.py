@@ -17,7 +17,7 @@ from pathlib import Path
 
 from caan import storage
 from caan.errors import InputError
-from caan.training.loop import TrainConfig
+from caan.training.config import TrainConfig
 from jobs import evaluate, extract, index, label, train
 from jobs.runtime import cli
 

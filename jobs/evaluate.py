@@ -11,8 +11,7 @@ import time
 from caan import config, storage
 from caan.errors import InputError
 from caan.report import label_tables, report
-from caan.report.report import ReportConfig
-from caan.report.strips import StripConfig
+from caan.report.config import ReportConfig, StripConfig
 from jobs.runtime import cli
 
 logger = logging.getLogger(__name__)

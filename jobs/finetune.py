@@ -27,8 +27,8 @@ import ray.train.torch
 import torch
 
 from caan import config, storage
-from caan.backbones.backbone import RANDOM
 from caan.backbones.build import load_backbone
+from caan.backbones.config import RANDOM
 from caan.backbones.weights import SEEN_VIDEOS, save_weights
 from caan.datasets.splits import hold_out, shuffle_key
 from caan.errors import InputError
@@ -40,7 +40,8 @@ from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
 from caan.training import finetune, losses
 from caan.training.augmentation import change_pictures
-from caan.training.finetune import FinetuneConfig, FinetuneResult, PictureClassifier, PictureKeeper
+from caan.training.config import FinetuneConfig
+from caan.training.finetune import FinetuneResult, PictureClassifier, PictureKeeper
 from jobs.runtime import cli
 from jobs.runtime.finetune import PICTURES, begin, finish, train_network, work, worker_place
 from jobs.runtime.finetune_detector import train_detector

@@ -22,14 +22,13 @@ from caan import config, storage
 from caan.errors import InputError, redact
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.embed import identities
+from caan.labelling.config import Kind, PoolConfig
 from caan.labelling.frame_scores import SegmentScorer
-from caan.labelling.sidecars import Kind
-from caan.labelling.video_labels import PoolConfig
 from caan.models import checkpoint
 from caan.models.checkpoint import ModelInfo
 from caan.outputs import layout
-from caan.people.detections import TrackConfig, with_identity
-from caan.people.face_embedding import IdentityConfig, dlib_identity, identity_name
+from caan.people.config import IdentityConfig, TrackConfig, identity_name, with_identity
+from caan.people.face_embedding import dlib_identity
 from jobs.runtime import cli, cluster
 from jobs.runtime.label_videos import TABLE, model_in_memory, pool, unpack, write_files
 from jobs.runtime.pipeline import Pipeline, Resources, Run

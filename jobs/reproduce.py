@@ -23,7 +23,7 @@ from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
 from caan.experiments import tables
 from caan.experiments import trials as comparison
-from caan.experiments.classical import EncoderConfig
+from caan.experiments.config import EncoderConfig
 from caan.experiments.trials import FROM_POOL5, SYSTEMS, Trial
 from caan.features import leakage
 from caan.features.packed import PackedVideos, add_maps, pack_features

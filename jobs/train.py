@@ -33,12 +33,14 @@ from caan.extraction.config import ExtractionConfig
 from caan.features.packed import PackedVideos
 from caan.features.packed_files import PackedFiles
 from caan.models import checkpoint
-from caan.models.build import ModelConfig, build_model
+from caan.models.build import build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
+from caan.models.config import ModelConfig
 from caan.models.head import Head
 from caan.models.net2net import grow_from
 from caan.outputs import layout
-from caan.training.loop import FitResult, TrainConfig, epoch_line, fit, fit_loader, keeps_state
+from caan.training.config import TrainConfig
+from caan.training.loop import FitResult, epoch_line, fit, fit_loader, keeps_state
 from jobs.runtime import cli, cluster, packing, relay
 from jobs.runtime.training_data import Data, check_context, configs_of, read_data
 

@@ -21,8 +21,9 @@ from caan.errors import InputError
 from caan.experiments import search_report, search_space
 from caan.experiments.search_report import SearchTrial
 from caan.experiments.search_space import Axis
-from caan.models.build import ModelConfig, build_model
-from caan.training.loop import TrainConfig
+from caan.models.build import build_model
+from caan.models.config import ModelConfig
+from caan.training.config import TrainConfig
 from jobs import train as train_job
 from jobs.runtime import cli, cluster
 from jobs.runtime.search import FEATURES, Job, adapted, collected, configs, search, train_job_of

@@ -4,7 +4,6 @@ import ctypes
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,30 +14,7 @@ from caan.backbones.vgg import Colours
 
 logger = logging.getLogger(__name__)
 
-RANDOM = "random"
-"""The value of `weights` that asks for seeded random weights."""
-
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Which network turns pictures into vectors, and with which weights."""
-
-    name: str = "vgg16"
-    """`vggface`, `vgg16`, `starter_face` or `starter_context`."""
-    weights: str = ""
-    """"": the official file (downloaded once), a starter's own; else a path, a folder (as
-    jobs.finetune writes), an s3:// or https:// URL, or `random`."""
-    seed: int = 0
-    """Seed of `random` weights."""
-    relu: bool = True
-    """Take fc6 after its ReLU (what Caffe calls fc6), rather than before."""
-    legacy_mean_order: bool = False
-    """Subtract VGG-Face's colour means in reverse, as widespread demos do by mistake."""
-    precision: str = "auto"
-    """`fp32`, `bf16`, `fp16`, or `auto`: what the device computes fastest. The starters always
-    compute in fp32."""
 
 
 class Backbone(nn.Module):

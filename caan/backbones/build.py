@@ -16,13 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from caan.backbones.backbone import (
-    PRECISIONS,
-    RANDOM,
-    Backbone,
-    BackboneConfig,
-    choose_precision,
-)
+from caan.backbones.backbone import PRECISIONS, Backbone, choose_precision
+from caan.backbones.config import RANDOM, BackboneConfig
 from caan.backbones.starter_face import StarterFace
 from caan.backbones.vgg import FACE_COLOURS, IMAGENET_COLOURS, random_vgg, vgg_of
 from caan.backbones.weight_formats import LAYERS, TORCHVISION_NAMES

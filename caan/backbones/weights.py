@@ -39,7 +39,7 @@ DOWNLOAD_ATTEMPTS = 4
 """Tries per download; each goes on where the one before broke off."""
 
 SEEN_VIDEOS = "seen_videos"
-"""Entry of a fine-tuned file's metadata: which videos it has seen (`caan.features.leakage`), as JSON."""
+"""Entry of a fine-tuned file's metadata: which videos it has seen, as JSON."""
 
 _METADATA_KEY = "caan"
 _CONVERTER_VERSION = 1

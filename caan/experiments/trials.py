@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 
 from caan import config, metrics, storage
 from caan.errors import InputError
-from caan.experiments.classical import CLASSICAL_MODELS, EncoderConfig, build_encoder
+from caan.experiments.classical import CLASSICAL_MODELS, build_encoder
+from caan.experiments.config import EncoderConfig
 from caan.features.batches import check_classes
 from caan.features.packed import PackedVideos
 from caan.features.splits import split_validation
-from caan.models.build import ModelConfig, build_model
-from caan.models.evidence import RULES
+from caan.models.build import build_model
+from caan.models.config import RULES, ModelConfig
 from caan.training.loop import fit
 from caan.training.predict import predict
 from caan.training.recipes import RECIPES, Recipe

@@ -5,10 +5,33 @@ from typing import Annotated, Literal
 
 import tyro
 
-from caan.backbones.backbone import BackboneConfig
-from caan.extraction.segment import CutConfig
+from caan.backbones.config import BackboneConfig
 from caan.faces.detection import DetectorConfig
-from caan.people.face_embedding import IdentityConfig
+from caan.people.config import IdentityConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig:
+    """What is cut from a segment."""
+
+    fps: float
+    """Sampled frames per second."""
+    detector: DetectorConfig | None
+    """Face detector of the child; None where a detector on a GPU comes in a later stage."""
+    detect_size_pixels: int
+    """Longest side of frames that are handed on whole."""
+    face_policy: Literal["main", "marked", "all"]
+    """Which faces of a frame are kept."""
+    max_faces_per_frame: int
+    """Most faces kept of one frame."""
+    no_face: Literal["drop", "context_only"]
+    """Whether a frame without a face is shown to the context network."""
+    crop_expand: float
+    """Side of the face crop over the longer side of the box."""
+    look_detector: DetectorConfig | None = None
+    """Face detector that looks at key frames first (`extraction.keyframes`); None: sample all."""
+    identity: IdentityConfig | None = None
+    """Which faces get a vector that tells people apart; None: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import pyarrow as pa
 from caan import storage
 from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
 from caan.extraction.attempts import AttemptLog
-from caan.extraction.config import SandboxConfig
+from caan.extraction.config import CutConfig, SandboxConfig
 from caan.extraction.pictures import scratch_folder, status_row
-from caan.extraction.segment import CutConfig, cut_segment, warm_up
+from caan.extraction.segment import cut_segment, warm_up
 from caan.media.sandbox import Sandbox
 from caan.storage.scratch import scratch_file, sweep
 

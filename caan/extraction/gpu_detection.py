@@ -11,7 +11,8 @@ from caan.extraction.pictures import PICTURE_SIZE, face_row
 from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import Box, select_faces
-from caan.people.face_embedding import IdentityConfig, identify
+from caan.people.config import IdentityConfig
+from caan.people.face_embedding import identify
 from caan.schema import PICTURES_SCHEMA, table_of
 
 

@@ -57,6 +57,7 @@ def face_row(
 def frame_row(
     frame_index: int, pts_seconds: float, context: np.ndarray, picture: np.ndarray | None
 ) -> dict[str, Any]:
+    """One sampled frame as PICTURES_SCHEMA has it; `picture` is there for a detector on a GPU."""
     height, width = (PICTURE_SIZE, PICTURE_SIZE) if picture is None else picture.shape[:2]
     return {
         "frame_index": frame_index,

@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from caan.errors import DecodeFailed, VideoError
+from caan.extraction.config import CutConfig
 from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
 from caan.extraction.pictures import (
     face_row,
@@ -26,37 +26,13 @@ from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import DetectorConfig, Face, select_faces
 from caan.media.sampling import Frame, KeyFrame, key_frames, sample_frames
-from caan.people.face_embedding import IdentityConfig, dlib_identity, identify
+from caan.people.face_embedding import dlib_identity, identify
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
 from caan.storage.paths import is_s3
 
 CHUNK_PIXELS = 16_000_000
 """Decoded pixels held at once while waiting for the detector (48 MB)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutConfig:
-    """What is cut from a segment."""
-
-    fps: float
-    """Sampled frames per second."""
-    detector: DetectorConfig | None
-    """Face detector of the child; None where a detector on a GPU comes in a later stage."""
-    detect_size_pixels: int
-    """Longest side of frames that are handed on whole."""
-    face_policy: Literal["main", "marked", "all"]
-    """Which faces of a frame are kept."""
-    max_faces_per_frame: int
-    """Most faces kept of one frame."""
-    no_face: Literal["drop", "context_only"]
-    """Whether a frame without a face is shown to the context network."""
-    crop_expand: float
-    """Side of the face crop over the longer side of the box."""
-    look_detector: DetectorConfig | None = None
-    """Face detector that looks at key frames first (`caan.extraction.keyframes`); None: all is sampled."""
-    identity: IdentityConfig | None = None
-    """Which faces get a vector that tells people apart; None: none."""
 
 
 @lru_cache(maxsize=2)

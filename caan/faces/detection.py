@@ -74,6 +74,11 @@ class Detector(Protocol):
 
 
 def min_score_of(config: DetectorConfig) -> float:
+    """Lowest score of a face: the option, else the detector's own of MIN_SCORES.
+
+    Raises:
+        InputError: it is not above 0 and at most 1.
+    """
     score = MIN_SCORES[config.name] if config.min_score is None else config.min_score
     if not 0 < score <= 1:
         raise InputError(f"min_score {score} must lie in 0..1, above 0")

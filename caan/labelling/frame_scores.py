@@ -1,7 +1,7 @@
 """The first phase of labelling: what a head says of each face alone, a row per segment.
 
-The second is `caan.labelling.video_labels`: it puts a video's segments together, so that a label does not depend
-on how the video was cut.
+The second phase, `caan.labelling.video_labels`, joins the segments of a video, so that a label does
+not depend on how the video was cut.
 """
 
 import itertools
@@ -18,7 +18,8 @@ from caan.extraction.embed import SegmentEmbedder
 from caan.models.checkpoint import LoadedModel, load_model
 from caan.models.evidence import blinded
 from caan.models.head import EncodedFrames, FrameBatch
-from caan.people.face_embedding import DLIB_DIM, VGGFACE_DIM, shorter
+from caan.people.config import DLIB_DIM, VGGFACE_DIM
+from caan.people.face_embedding import shorter
 from caan.schema import segment_scores_schema
 
 MAX_HEAD_FRAMES = 1024
@@ -35,7 +36,7 @@ class FrameScorer:
     """Features -> segment_scores: the head's frame part on every face that was kept."""
 
     def __init__(self, model: LoadedModel, device: str, identity: str = "none") -> None:
-        """`identity` names the vector that tells people apart (`caan.people.face_embedding`)."""
+        """`identity` names the vector that tells people apart (`caan.people.config`)."""
         self.model = model
         self.device = device
         self.identity = identity

@@ -2,7 +2,6 @@
 
 import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import av
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from caan.labelling.config import PreviewConfig
 from caan.labelling.timelines import Span, person_name
 from caan.media.sampling import probe, sample_frames
 from caan.media.stills import open_source
@@ -18,20 +18,6 @@ from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
 
 Row = Mapping[str, Any]
 Rectangle = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
-    """How previews are made."""
-
-    max_fps: float = 12.0
-    """Pictures per second; a slower video keeps its own rate."""
-    max_side_pixels: int = 640
-    """Longer side of the picture."""
-    min_side_pixels: int = 480
-    """Smaller pictures are enlarged to this longer side, so that words can be read; 0: never."""
-    quality: int = 26
-    """x264's constant rate factor: lower is better and larger."""
 
 
 class _Person:

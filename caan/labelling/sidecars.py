@@ -6,38 +6,24 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from caan import storage
 from caan.errors import StorageError, VideoError
 from caan.labelling import timelines
-from caan.labelling.previews import PreviewConfig, write_preview
+from caan.labelling.config import SidecarConfig
+from caan.labelling.previews import write_preview
 from caan.media.sandbox import Sandbox
 from caan.report import plots
-from caan.report.strips import StripConfig, StripMaker
+from caan.report.strips import StripMaker
 
 Row = Mapping[str, Any]
-Kind = Literal["csv", "jsonl", "vtt", "eaf", "preview", "strip"]
 
 PREVIEW_SECONDS_PER_SECOND = 10.0
 """Longest time that a preview may take for each second of video (measured: about 0.15 at 720p)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SidecarConfig:
-    """Which sidecars are written, and how."""
-
-    kinds: tuple[Kind, ...] = ()
-    """Per video: `vtt` and `eaf` timelines, `preview` video with what was found, `strip` of frames.
-    Per run: `csv` and `jsonl` tables, which `write_sidecars` leaves to the job."""
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
-    """How previews are made."""
-    strips: StripConfig = field(default_factory=StripConfig)
-    """How strips are made."""
 
 
 def write_sidecars(

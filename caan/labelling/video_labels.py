@@ -1,7 +1,7 @@
 """The second phase of labelling: whole videos -> labels per person, windows, and the evidence."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,10 @@ import pyarrow as pa
 import torch
 
 from caan.arrow import numbers
-from caan.errors import InputError
-from caan.faces.detection import Policy
+from caan.labelling.config import PoolConfig
 from caan.models.checkpoint import LoadedModel
 from caan.models.evidence import label_of, probabilities_of, video_evidence
 from caan.models.head import HeadOutput
-from caan.people.detections import TrackConfig
 from caan.people.people import Mark, VideoPeople, find_people
 from caan.schema import FRAME_SCORES_SCHEMA, LABELS_SCHEMA, WINDOWS_SCHEMA, table_of
 
@@ -25,31 +23,6 @@ CONTEXT_PERSON = "0"
 
 MAX_POOLED_FRAMES = 16384
 """Frames of windows that the head pools at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """What the second phase makes of a video's faces; the first phase does not depend on it."""
-
-    face_policy: Policy = "main"
-    """Who gets labels: the main person, the marked one, or all."""
-    tracks: TrackConfig = field(default_factory=TrackConfig)
-    """How faces are followed and joined to people."""
-    window_seconds: float = 0.0
-    """Length of the sliding windows; 0: none."""
-    stride_seconds: float = 0.0
-    """Time from one window's start to the next one's; 0: the windows' length."""
-    abstain_below: float = 0.0
-    """Labels of lower confidence are `uncertain`; their probabilities stay."""
-
-    def __post_init__(self) -> None:
-        if self.window_seconds < 0 or self.stride_seconds < 0:
-            raise InputError(
-                f"--window-seconds {self.window_seconds} and --stride-seconds "
-                f"{self.stride_seconds} must not be below 0."
-            )
-        if self.stride_seconds and not self.window_seconds:
-            raise InputError("--stride-seconds needs --window-seconds: say how long windows are.")
 
 
 @dataclass(frozen=True, kw_only=True)

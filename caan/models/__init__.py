@@ -1,6 +1,7 @@
 """Heads: models over the face and context vectors of a video."""
 
-from caan.models.build import MODELS, ModelConfig, build_model
+from caan.models.build import MODELS, build_model
+from caan.models.config import ModelConfig
 from caan.models.head import EncodedFrames, FrameBatch, Head, HeadOutput
 
 __all__ = [

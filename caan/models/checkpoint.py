@@ -17,8 +17,8 @@ from torch import Tensor
 
 from caan import config as configs
 from caan.errors import InputError
-from caan.models.build import ModelConfig, build_model
-from caan.models.evidence import RULES
+from caan.models.build import build_model
+from caan.models.config import RULES, ModelConfig
 from caan.models.head import Head
 
 WEIGHTS_FILE = "model.safetensors"

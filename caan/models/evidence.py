@@ -9,12 +9,9 @@ from torch import Tensor
 
 from caan.errors import InputError
 from caan.features.packed import Videos
+from caan.models.config import RULES
 from caan.models.head import FrameBatch, Head, HeadOutput
 from caan.schema import UNCERTAIN
-
-RULES = ("head", "frames", "centroids")
-"""head: the classifier on R; frames: mean of the frames' softmaxes, weighted by their emotion
-scores; centroids: distance of R to the classes' mean R. The paper does not state its rule."""
 
 CENTROID_SHARPNESS = 10.0
 

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 
 from caan.faces.detection import iou
+from caan.people.config import TrackConfig
 from caan.people.detections import (
     DROPPED,
     Detections,
-    TrackConfig,
     centres_apart,
     comparable,
     distances_between,

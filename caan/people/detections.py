@@ -1,65 +1,13 @@
 """What following faces begins with: the detections of one video, its options, and distances."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
-Metric = Literal["cosine", "euclidean"]
+from caan.people.config import Metric
 
 DROPPED = -1
 """Track and person of a face that belongs to none (a short false track)."""
-
-IDENTITY_DISTANCES: dict[str, tuple[Metric, float]] = {
-    "dlib": ("euclidean", 0.4),
-    "vggface": ("cosine", 0.5),
-}
-"""Metric and `person_distance` of means over a track, per vector that tells people apart. dlib: on
-14 people of real clips the means of a clip's two halves were at most 0.28 apart, those of two
-people at least 0.44. vggface (fc6 after the ReLU): our choice, not yet measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackConfig:
-    """How faces are followed and joined to people."""
-
-    max_gap_seconds: float = 2.0
-    """A track survives this long without a detection."""
-    max_speed: float = 3.0
-    """Fastest motion of a face between two sampled frames, in face sizes per second (plus half a
-    size of jitter)."""
-    max_growth: float = 2.0
-    """Largest factor between a face's sizes in two sampled frames."""
-    cut_distance: float = 0.4
-    """Total variation, 0..1, of two neighbouring frames' colour histograms from which there is a
-    cut between them; above 1: never. On 25 real clips at 1 to 5 frames per second neighbours
-    within a shot were at most 0.20 apart, those across the two true cuts at least 0.79."""
-    min_track_faces: int = 2
-    """Shorter tracks are dropped as false; 1: none. A track that fills its whole shot stays, and
-    so does everything if no track is long enough."""
-    metric: Metric = "cosine"
-    """How appearance vectors compare: `cosine` (0..2) or `euclidean`."""
-    person_distance: float | None = None
-    """Tracks nearer than this on average are one person; none: appearance tells nobody apart (a
-    vector of expression, a random network), so every track is a person of its own; it then only
-    helps to follow a face from frame to frame."""
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("cosine", "euclidean"):
-            raise ValueError(f"metric `{self.metric}` is unknown: give cosine or euclidean")
-        if self.max_gap_seconds < 0 or self.max_speed <= 0 or self.max_growth < 1:
-            raise ValueError(
-                f"max_gap_seconds {self.max_gap_seconds} must be at least 0, max_speed "
-                f"{self.max_speed} above 0, max_growth {self.max_growth} at least 1"
-            )
-
-
-def with_identity(config: TrackConfig, vector: str) -> TrackConfig:
-    """`config` with the metric and distance of `IDENTITY_DISTANCES`, unless it has its own."""
-    if config.person_distance is not None or vector not in IDENTITY_DISTANCES:
-        return config
-    metric, distance = IDENTITY_DISTANCES[vector]
-    return replace(config, metric=metric, person_distance=distance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,43 +4,19 @@ Imported by the decoding child: nothing here needs torch or Ray.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from caan.errors import InputError
 from caan.faces.detection import Box, Face
+from caan.people.config import DLIB_DIM, VGGFACE_DIM, IdentityConfig
 from caan.people.dlib_resnet import CHIP_PIXELS, IdentityNetwork
-
-DLIB_DIM = 128
-"""Numbers of a dlib vector."""
-
-VGGFACE_DIM = 256
-"""Numbers that are kept of VGG-Face's fc6; cosines then err by about 0.06 (1 / sqrt(256))."""
 
 _MODELS = "face_recognition_models"
 _FILES = ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IdentityConfig:
-    """Which faces get a vector that tells people apart."""
-
-    name: Literal["dlib", "vggface", "none"] = "dlib"
-    """`dlib` (its network, on the CPU, while decoding), `vggface` (the face backbone's own fc6, at
-    no cost), or `none`: people are not told apart."""
-    every_seconds: float = 1.0
-    """dlib looks at one sampled frame in this time (20 ms a face), as a track needs few vectors.
-    Which frames depends on the sampling grid alone."""
-    min_face_pixels: float = 24.0
-    """Smaller faces get no vector: they look alike to dlib."""
-
-    def frame_step(self, fps: float) -> int:
-        """Frames that dlib looks at: those whose grid index is a multiple of this."""
-        return max(1, round(self.every_seconds * fps))
 
 
 class DlibIdentity:
@@ -128,20 +104,3 @@ def shorter(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return (vectors @ _projection(vectors.shape[1])).astype(np.float16)
-
-
-def identity_name(wanted: str, face_backbone: str, *, is_random: bool) -> str:
-    """The vector that `auto` means for a backbone; every other name is itself.
-
-    Raises:
-        InputError: vggface is asked for, and the backbone is another or has random weights.
-    """
-    has_own = face_backbone == "vggface" and not is_random
-    if wanted == "vggface" and not has_own:
-        raise InputError(
-            f"--identity vggface needs the face backbone vggface with its own weights, and here it "
-            f"is {face_backbone}{' with random ones' if is_random else ''}: give dlib or none"
-        )
-    if wanted != "auto":
-        return wanted
-    return "vggface" if has_own else "dlib"

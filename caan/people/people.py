@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from caan.arrow import flat_list, numbers
 from caan.faces.detection import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
-from caan.people.detections import DROPPED, Detections, Frames, TrackConfig
+from caan.people.config import TrackConfig
+from caan.people.detections import DROPPED, Detections, Frames
 from caan.people.tracking import follow_faces, select_people
 from caan.schema import video_status
 

@@ -14,11 +14,11 @@ from scipy.optimize import linear_sum_assignment
 
 from caan.faces.detection import Box, Policy, iou
 from caan.people.clustering import join_people, mend_tracks, split_tracks
+from caan.people.config import TrackConfig
 from caan.people.detections import (
     DROPPED,
     Detections,
     Frames,
-    TrackConfig,
     centres,
     centres_apart,
     comparable,

@@ -5,7 +5,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,26 +15,13 @@ import pyarrow.compute as pc
 from caan import storage
 from caan.metrics import ReliabilityBin
 from caan.report import evaluation, page, plots
+from caan.report.config import ReportConfig
 from caan.report.evaluation import NO_LABEL, EvaluatedVideo, Row
 from caan.report.label_tables import LabelRun
-from caan.report.strips import StripConfig, StripMaker
+from caan.report.strips import StripMaker
 from caan.schema import STATUSES, UNCERTAIN
 
 UNFINISHED = "the run of jobs.label was not complete when this was written; run it again."
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What a report shows."""
-
-    split: str = ""
-    """Only the manifest rows of this split; empty: all."""
-    num_strips: int = 12
-    """Videos shown as strips of frames, spread over the predicted emotions."""
-    strips: StripConfig = field(default_factory=StripConfig)
-    """How the strips are made."""
-    num_timelines: int = 500
-    """Videos with a timeline on the HTML page, chosen as the strips are."""
 
 
 def write_report(

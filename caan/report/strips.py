@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,10 @@ from caan import storage
 from caan.errors import StorageError, VideoError, redact
 from caan.media.sandbox import Sandbox
 from caan.media.stills import thumbnails
+from caan.report.config import StripConfig
 from caan.report.plots import StripFrame
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StripConfig:
-    """How strips are made."""
-
-    num_frames: int = 8
-    """Frames per strip."""
-    picture_pixels: int = 320
-    """Longer side of the pictures."""
-    time_limit_seconds: float = 60.0
-    """Longest time that decoding one video's pictures may take."""
-    spool_bytes: int = 256 << 20
-    """S3 videos up to this size are copied to local disk; larger ones are read by ranges."""
 
 
 class StripMaker:

@@ -29,8 +29,8 @@ from caan.arrow import picture_stack
 from caan.backbones.backbone import Backbone
 from caan.errors import InputError
 from caan.extraction.pictures import PICTURE_SIZE
+from caan.training.config import FinetuneConfig
 from caan.training.loop import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
-from caan.training.losses import CLASS_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -48,66 +48,6 @@ KEPT_SCHEMA = pa.schema(
     ]
 )
 """What is kept of a segment while a backbone is fine-tuned: uint8 RGB pictures, 224x224x3."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """How a network is fine-tuned. Source: the paper names none of these; all are our choice."""
-
-    epochs: int = 15
-    """Most epochs; `patience_epochs` may end it earlier."""
-    batch_pictures: int = 32
-    """Pictures per step, over all workers (the detector: `batch_images`)."""
-    batch_images: int = 8
-    """Images per step of the detector, over all workers."""
-    learning_rate: float = 1e-3
-    """Learning rate of the layers that bring weights (SGD)."""
-    head_learning_rate: float = 1e-2
-    """Learning rate of the new layer."""
-    momentum: float = 0.9
-    """Momentum."""
-    weight_decay: float = 5e-4
-    """Weight decay."""
-    schedule: str = "step"
-    """step (a tenth after two thirds of the epochs), cosine (to 0) or constant."""
-    grad_clip: float = 5.0
-    """Greatest norm of the gradient; 0 leaves it alone."""
-    dropout: float = 0.5
-    """Share of the vector that the new layer does not see while it learns."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all emotions, 0 to 1."""
-    class_weights: str = "balanced"
-    """none; balanced: 1/share; log: 1/ln(1.2 + share). By pictures, mean over classes 1."""
-    freeze_convolutions: bool = False
-    """Leave the convolutions as they are and train the layers after them only."""
-    changes: float = 1.0
-    """How far the pictures are changed at random (mirrored, cropped, relit); 0: not at all."""
-    precision: str = "float32"
-    """float32, or bfloat16 (autocast; for GPUs)."""
-    selection: str = "uar"
-    """What a backbone's best epoch is chosen by, on held-out videos: uar or accuracy."""
-    patience_epochs: int = 5
-    """Epochs without a better held-out result before it ends; 0 never ends early."""
-    checkpoint_every_epochs: int = 1
-    """Epochs between two training states, from which an interrupted run goes on."""
-    shuffle_pictures: int = 1024
-    """Pictures that are mixed with each other on each worker (150 KB each)."""
-
-    def __post_init__(self) -> None:
-        for option, choices in (
-            ("schedule", ("step", "cosine", "constant")),
-            ("selection", ("uar", "accuracy", "average_precision")),
-            ("precision", ("float32", "bfloat16")),
-            ("class_weights", CLASS_WEIGHTS),
-        ):
-            if getattr(self, option) not in choices:
-                raise InputError(
-                    f"option `{option}` is `{getattr(self, option)}`; "
-                    f"choose one of {', '.join(choices)}"
-                )
-        for option in ("epochs", "batch_pictures", "batch_images", "checkpoint_every_epochs"):
-            if getattr(self, option) < 1:
-                raise InputError(f"option `{option}` is {getattr(self, option)}; at least 1")
 
 
 # Pictures ------------------------------------------------------------------------------------

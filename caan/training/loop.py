@@ -6,7 +6,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from caan.errors import InputError
 from caan.features.batches import Loader, MemoryLoader, check_classes, check_faces
 from caan.features.packed import PackedVideos, Videos
-from caan.models.evidence import RULES, check_dimensions, frames_to
+from caan.models.evidence import check_dimensions, frames_to
 from caan.models.head import Head, HeadOutput
 from caan.training import losses
-from caan.training.losses import LossConfig
+from caan.training.config import TrainConfig
 from caan.training.objective import batch_loss
 from caan.training.predict import Predictions
 from caan.training.validation import centroids, epoch_metrics, judge, metrics_by_rule
@@ -34,65 +34,6 @@ STATE_FILE = "training_state.pt"
 Report = Callable[[dict[str, float], Path | None], None]
 """Called once per epoch on every worker, with the epoch's metrics and, on worker 0 of an epoch
 that is to be kept, a folder with the training state that lives until the call returns."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a head is trained. Source: the paper names none of these; all are our choice."""
-
-    epochs: int = 60
-    """Most epochs; `patience_epochs` usually ends training earlier."""
-    batch_videos: int = 56
-    """Videos per batch, over all workers."""
-    num_frames: int = 8
-    """Frames of a video in a training batch, one of each of as many equal segments."""
-    sampling: str = "balanced"
-    """balanced: equally many videos of each class in a batch; shuffled: as they come."""
-    optimizer: str = "adam"
-    """adam, adamw or sgd."""
-    learning_rate: float = 1e-4
-    """Highest learning rate."""
-    momentum: float = 0.9
-    """Momentum of sgd."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
-    schedule: str = "cosine"
-    """cosine (to 0), step (a tenth after two thirds of the epochs) or constant."""
-    grad_clip: float = 5.0
-    """Greatest norm of the gradient; 0 leaves it alone."""
-    patience_epochs: int = 6
-    """Epochs without a better validation result before training ends; 0 never ends early."""
-    selection: str = "uar"
-    """What the best epoch is chosen by, on the validation videos: uar or accuracy."""
-    rule: str = "head"
-    """Prediction rule: head, frames or centroids (chosen on the validation part, if at all)."""
-    standardize: bool = True
-    """Scale the vectors by mean and deviation of the training frames."""
-    precision: str = "float32"
-    """float32, or bfloat16 (autocast; for GPUs)."""
-    checkpoint_every_epochs: int = 0
-    """Hand a training state to `report` every so many epochs; 0 never."""
-    seed: int = 0
-    """Decides batches, frames and dropout of every epoch."""
-    losses: LossConfig = field(default_factory=LossConfig)
-    """Which losses, how strong."""
-
-    def __post_init__(self) -> None:
-        for option, choices in (
-            ("optimizer", ("adam", "adamw", "sgd")),
-            ("schedule", ("cosine", "step", "constant")),
-            ("selection", ("uar", "accuracy")),
-            ("rule", RULES),
-            ("precision", ("float32", "bfloat16")),
-        ):
-            if getattr(self, option) not in choices:
-                raise InputError(
-                    f"option `{option}` is `{getattr(self, option)}`; "
-                    f"choose one of {', '.join(choices)}"
-                )
-        for option in ("epochs", "batch_videos", "num_frames"):
-            if getattr(self, option) < 1:
-                raise InputError(f"option `{option}` is {getattr(self, option)}; at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

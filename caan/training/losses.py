@@ -6,7 +6,6 @@ probabilities [B, K] where annotators' votes are known.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,57 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan.errors import InputError
-
-TRIPLET_MININGS = ("semi_hard", "batch_all")
-FRAME_SHARES = ("equal", "scores")
-CLASS_WEIGHTS = ("none", "balanced", "log")
-VIDEO_LOSSES = ("cross_entropy", "l2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Which losses, how strong. A weight of 0 leaves a loss out."""
-
-    frame_weight: float = 1.0
-    """Weight of the softmax loss on each frame (paper 4.2)."""
-    frame_share: str = "equal"
-    """Share of each frame in its video's frame loss. equal; scores: its emotion score (no gradient
-    flows into it), so that frames that show another emotion teach less."""
-    triplet_weight: float = 1.0
-    """Weight of the triplet loss on R (paper 4.2)."""
-    video_weight: float = 1.0
-    """Weight of the softmax loss on the video (our addition; 0 in the preset `paper`)."""
-    contrastive_weight: float = 0.0
-    """Weight of the contrastive loss on R (QAN)."""
-    video_loss: str = "cross_entropy"
-    """cross_entropy, or l2: squared error of sigmoids as in EMOTIC (Kosti et al.)."""
-    triplet_margin: float = 0.3
-    """Margin between squared distances of normalised R (0 to 4)."""
-    triplet_mining: str = "semi_hard"
-    """semi_hard or batch_all."""
-    contrastive_margin: float = 0.8
-    """Squared distance of normalised R beyond which unlike videos cost nothing (QAN)."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all emotions, 0 to 1."""
-    votes_share: float = 0.0
-    """Share of the annotators' votes (soft labels) in the targets, 0 to 1; the rest is the label's.
-    Triplets, contrasts and class weights go by the label."""
-    class_weights: str = "none"
-    """none; balanced: 1/share; log: 1/ln(1.2 + share) (Kosti et al.). Mean over classes is 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.votes_share <= 1:
-            raise InputError(f"option `votes_share` is {self.votes_share}; it lies from 0 to 1")
-        for option, value, choices in (
-            ("frame_share", self.frame_share, FRAME_SHARES),
-            ("triplet_mining", self.triplet_mining, TRIPLET_MININGS),
-            ("class_weights", self.class_weights, CLASS_WEIGHTS),
-            ("video_loss", self.video_loss, VIDEO_LOSSES),
-        ):
-            if value not in choices:
-                raise InputError(
-                    f"option `{option}` is `{value}`; choose one of {', '.join(choices)}"
-                )
 
 
 def soft_targets(targets_B: Tensor, soft_BK: Tensor | None, votes_share: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from caan.models.head import FrameBatch, HeadOutput
 from caan.training import losses
-from caan.training.losses import LossConfig
+from caan.training.config import LossConfig
 
 
 def batch_loss(

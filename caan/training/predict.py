@@ -9,8 +9,8 @@ from torch import Tensor
 
 from caan.features.batches import gather_frames
 from caan.features.packed import PackedVideos
+from caan.models.config import RULES
 from caan.models.evidence import (
-    RULES,
     blinded,
     check_dimensions,
     frames_to,

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from caan.errors import InputError
-from caan.models.build import ModelConfig
-from caan.training.loop import TrainConfig
-from caan.training.losses import LossConfig
+from caan.models.config import ModelConfig
+from caan.training.config import LossConfig, TrainConfig
 
 VIDEO_ONLY = LossConfig(frame_weight=0.0, triplet_weight=0.0)
 """Softmax on the video: all that the averaging and fusion baselines are trained with."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from caan import metrics
 from caan.features.packed import Videos
-from caan.models.evidence import RULES, calibrated_temperature
+from caan.models.config import RULES
+from caan.models.evidence import calibrated_temperature
 from caan.models.head import Head
 from caan.training.predict import Predictions, joined, predict
 

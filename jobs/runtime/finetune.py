@@ -17,7 +17,8 @@ from caan import config, storage
 from caan.errors import InputError
 from caan.outputs import layout
 from caan.training import finetune
-from caan.training.finetune import FinetuneConfig, FinetuneResult
+from caan.training.config import FinetuneConfig
+from caan.training.finetune import FinetuneResult
 from caan.training.loop import epoch_line
 from jobs.runtime import cluster, relay
 
@@ -133,7 +134,7 @@ def train_network(
 def _telling(worker: Callable[[dict[str, Any]], None], options: dict[str, Any]) -> None:
     """Runs a worker; the first one's progress goes to the job's log."""
     if worker_place()[0] == 0:
-        relay.say(options["progress"], "caan.training.finetune")
+        relay.say(options["progress"], "caan.training.config")
     worker(options)
 
 

@@ -14,14 +14,8 @@ import ray
 
 from caan import storage
 from caan.labelling import video_labels
-from caan.labelling.sidecars import (
-    Kind,
-    SidecarConfig,
-    labels_as_csv,
-    labels_as_json_lines,
-    write_sidecars,
-)
-from caan.labelling.video_labels import PoolConfig
+from caan.labelling.config import Kind, PoolConfig, SidecarConfig
+from caan.labelling.sidecars import labels_as_csv, labels_as_json_lines, write_sidecars
 from caan.models import checkpoint
 from caan.outputs import layout
 from caan.people.people import Mark

@@ -21,7 +21,7 @@ from caan.features.packed_files import Buckets, PackedFiles
 from caan.features.splits import Division, divided
 from caan.features.streaming import FrameSampler, StreamLoader
 from caan.outputs import layout
-from caan.training.loop import TrainConfig
+from caan.training.config import TrainConfig
 from jobs.runtime import cluster
 
 logger = logging.getLogger(__name__)

@@ -17,17 +17,16 @@ from caan import config as configs
 from caan import schema, storage
 from caan.datasets.registry import face_crops_of, require_context
 from caan.errors import InputError
-from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.config import CutConfig, ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.gpu_detection import FaceCutter
 from caan.extraction.keyframes import estimated_savings
-from caan.extraction.segment import CutConfig
 from caan.faces.detection import GPU_DETECTORS
 from caan.outputs import commits, layout
 from caan.outputs.layout import SUCCESS, Shard
 from caan.outputs.plan import WATCHED, check_manifest, plan_segments
 from caan.outputs.throughput import Pools, limit_of
-from caan.people.face_embedding import IdentityConfig
+from caan.people.config import IdentityConfig
 from jobs.runtime import cluster, pools, stages
 from jobs.runtime import progress as progress_
 

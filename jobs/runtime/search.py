@@ -22,8 +22,10 @@ from caan.errors import redact
 from caan.experiments.search_report import SearchTrial
 from caan.experiments.search_space import Axis
 from caan.features.packed import PackedVideos
-from caan.models.build import ModelConfig, build_model
-from caan.training.loop import TrainConfig, fit
+from caan.models.build import build_model
+from caan.models.config import ModelConfig
+from caan.training.config import TrainConfig
+from caan.training.loop import fit
 from caan.training.recipes import Recipe
 from jobs import train as train_job
 from jobs.runtime import cluster

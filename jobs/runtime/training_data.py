@@ -16,12 +16,13 @@ from caan.features.batches import check_classes
 from caan.features.packed import PackedVideos, add_maps, pack_features
 from caan.features.packed_files import PackedFiles
 from caan.features.splits import Division, divided
-from caan.models.build import ModelConfig, build_model
+from caan.models.build import build_model
+from caan.models.config import ModelConfig
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
 from caan.training import recipes
-from caan.training.loop import TrainConfig
+from caan.training.config import TrainConfig
 from jobs.runtime import packing
 
 if TYPE_CHECKING:

@@ -1,0 +1,26 @@
+"""Which backbone, and with which weights: options without torch."""
+
+from dataclasses import dataclass
+
+RANDOM = "random"
+"""The value of `weights` that asks for seeded random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which network turns pictures into vectors, and with which weights."""
+
+    name: str = "vgg16"
+    """`vggface`, `vgg16`, `starter_face` or `starter_context`."""
+    weights: str = ""
+    """"": the official file (downloaded once), a starter's own; else a path, a folder (as
+    jobs.finetune writes), an s3:// or https:// URL, or `random`."""
+    seed: int = 0
+    """Seed of `random` weights."""
+    relu: bool = True
+    """Take fc6 after its ReLU (what Caffe calls fc6), rather than before."""
+    legacy_mean_order: bool = False
+    """Subtract VGG-Face's colour means in reverse, as widespread demos do by mistake."""
+    precision: str = "auto"
+    """`fp32`, `bf16`, `fp16`, or `auto`: what the device computes fastest. The starters always
+    compute in fp32."""

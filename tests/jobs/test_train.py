@@ -1,0 +1,173 @@
+"""jobs.train as a user runs it: several workers, killed workers and drivers, streamed features."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+import pytest
+import ray
+
+from caan import storage
+from caan.errors import InputError
+from caan.models.checkpoint import load_model
+from jobs import train
+from jobs.runtime import cluster
+from tests.support.training_runs import (
+    LABELS,
+    QUICK,
+    assert_same,
+    job_of,
+    training_features,
+    undisturbed_metrics,
+    when_there_is_a_state,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """42 training and 7 validation videos, two segments each, over two files."""
+    return training_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: str) -> Iterator[str]:
+    """A bucket that Ray's workers reach too: the variables stand before Ray starts."""
+    variables = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "testing-key",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="states")
+        yield "s3://states"
+
+
+@pytest.fixture(scope="module")
+def running_ray(bucket: str) -> Iterator[None]:
+    cluster.start()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(features: str) -> dict[str, Any]:
+    """Metrics of one worker that nobody disturbs."""
+    return undisturbed_metrics(job_of(features, ""))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    features: str, running_ray: None, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    killed = []
+
+    def kill() -> None:
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    states = tmp_path / "states"
+    thread = when_there_is_a_state(states, kill)
+    job = job_of(features, tmp_path / "model", num_workers=2, storage_path=str(states))
+    assert train.main(job) == 0
+    thread.join(timeout=5)
+    assert killed, "a worker was killed"
+    assert_same(storage.read_json(tmp_path / "model/metrics.json"), undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_streamed_training_on_s3_ends_where_memory_does(
+    features: str, bucket: str, running_ray: None
+) -> None:
+    # Long enough that the head has learned: on the way there the order of the videos matters.
+    longer = dataclasses.replace(QUICK, epochs=8, learning_rate=1e-2)
+    from_memory = undisturbed_metrics(job_of(features, "", train=longer))
+    job = job_of(
+        features,
+        f"{bucket}/model",
+        num_workers=2,
+        memory_limit_gb=1e-6,
+        train=longer,
+        storage_path=f"{bucket}/states",
+    )
+    assert train.main(job) == 0
+    metrics = storage.read_json(f"{bucket}/model/metrics.json")
+    assert metrics["validation"]["validation_videos"] == 7
+    assert metrics["num_train_videos"] == 42
+    for name in ("validation_uar_head", "validation_accuracy_frames"):
+        assert metrics["validation"][name] == pytest.approx(
+            from_memory["validation"][name], abs=0.15
+        )
+    with storage.local_folder(f"{bucket}/model") as folder:
+        assert load_model(folder).info.label_set == LABELS
+    names = [file.uri for file in storage.list_files(f"{bucket}/states")]
+    assert any("/packed-" in name for name in names)
+    assert any(name.endswith("training_state.pt") for name in names)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_by_the_same_command(
+    features: str, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    states, output = tmp_path / "states", tmp_path / "model"
+    options = {
+        "features": features,
+        "output": output,
+        "storage-path": states,
+        "model.projection-size": 8,
+        "model.fusion-size": 16,
+        "model.feature-size": 8,
+        "train.epochs": QUICK.epochs,
+        "train.batch-videos": QUICK.batch_videos,
+        "train.learning-rate": QUICK.learning_rate,
+        "train.patience-epochs": 0,
+        "train.checkpoint-every-epochs": 2,
+    }
+    command = [sys.executable, "-m", "jobs.train"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command += ["--model.scorer-sizes", "4", "4"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    first = start()
+    when_there_is_a_state(states, first.kill).join(timeout=120)
+    first.communicate()
+    assert first.returncode == -9
+    assert not list(output.glob("*")), "no model before its end"
+    second = start()
+    _, said = second.communicate(timeout=180)
+    assert second.returncode == 0, said
+    assert "epoch 0\n" not in said, "it went on from the state"
+    assert_same(storage.read_json(output / "metrics.json"), undisturbed)
+
+
+def test_impossible_numbers_of_workers_are_refused(features: str, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"num_workers": 0}, "--num-workers 0"),
+        ({"num_workers": 2, "min_workers": 3}, "--min-workers 3"),
+        ({"num_workers": 2, "min_workers": 1}, "--storage-path"),
+    ]
+    for options, expected in cases:
+        with pytest.raises(InputError, match=expected):
+            train.main(job_of(features, tmp_path / "model", **options))
