@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from caan.experiments.classical import CLASSICAL_MODELS
 from caan.features.batches import MemoryLoader
 from caan.features.packed import PackedVideos
-from caan.models import FrameBatch, Head, build_model
+from caan.models.build import build_model
+from caan.models.head import FrameBatch, Head
 from caan.training import losses
 from caan.training.loop import fit
 from caan.training.recipes import RECIPES, Recipe

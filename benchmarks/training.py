@@ -30,7 +30,8 @@ from benchmarks.head_epoch import DIM, STORED, synthetic_videos
 from caan import schema, storage
 from caan.features.batches import plan_epoch, sample_offsets
 from caan.features.packed import PackedVideos
-from caan.models import FrameBatch, build_model
+from caan.models.build import build_model
+from caan.models.head import FrameBatch
 from caan.schema import EMOTIONS
 from caan.training import losses
 from caan.training.recipes import RECIPES

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from caan.backbones.starter_face import NUM_EMBEDDED, WEIGHTS, StarterFace
-from caan.models import FrameBatch, Head, ModelConfig, build_model
+from caan.models.build import build_model
 from caan.models.checkpoint import ModelInfo, save_model
+from caan.models.config import ModelConfig
+from caan.models.head import FrameBatch, Head
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import blur, cover, warp
 from caan.starter.face_recipe import load_faces

@@ -10,8 +10,8 @@ import pytest
 from caan import storage
 from caan.errors import InputError
 from caan.experiments.trials import fitted
-from caan.models import ModelConfig
 from caan.models.checkpoint import CONFIG_FILE
+from caan.models.config import ModelConfig
 from caan.schema import features_schema, table_of
 from jobs import reproduce, train
 from jobs.runtime import cli

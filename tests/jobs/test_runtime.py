@@ -3,7 +3,7 @@
 import pytest
 
 from caan.errors import StorageError
-from jobs.runtime import cli
+from jobs.runtime import cluster
 from jobs.runtime.cli import cause_of_ours
 from jobs.runtime.pools import actor_claim, pool_sizes
 from jobs.runtime.progress import Progress
@@ -57,8 +57,8 @@ def test_networks_fill_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, embedders: int, threads: int
 ) -> None:
     node = {"Alive": True, "Labels": {}, "Resources": {"CPU": 64.0}}
-    monkeypatch.setattr(cli.ray, "nodes", lambda: [node])
-    monkeypatch.setattr(cli.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": gpus})
-    monkeypatch.setattr(cli.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [node])
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": gpus})
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: cores)
     sizes = pool_sizes()
     assert (sizes.num_embedders, sizes.embedder_threads) == (embedders, threads)

@@ -10,8 +10,10 @@ import torch
 from caan.labelling.config import PoolConfig
 from caan.labelling.frame_scores import FrameScorer
 from caan.labelling.video_labels import pool_videos
-from caan.models import FrameBatch, ModelConfig, build_model
+from caan.models.build import build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
+from caan.models.config import ModelConfig
+from caan.models.head import FrameBatch
 from caan.schema import (
     EMOTIONS,
     FRAME_SCORES_SCHEMA,

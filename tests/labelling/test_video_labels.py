@@ -8,8 +8,9 @@ import torch
 from caan.errors import InputError
 from caan.labelling.config import PoolConfig
 from caan.labelling.video_labels import pool_videos
-from caan.models import ModelConfig, build_model
+from caan.models.build import build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
+from caan.models.config import ModelConfig
 from caan.people.config import TrackConfig, with_identity
 from caan.people.people import Mark
 from caan.schema import EMOTIONS, WINDOWS_SCHEMA, segment_scores_schema, table_of

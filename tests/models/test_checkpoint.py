@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from caan.errors import InputError
-from caan.models import FrameBatch, ModelConfig, build_model
+from caan.models.build import build_model
 from caan.models.checkpoint import ModelInfo, load_model, read_info, save_model
+from caan.models.config import ModelConfig
+from caan.models.head import FrameBatch
 
 INFO = ModelInfo(
     model=ModelConfig(projection_size=8, fusion_size=8, feature_size=6, scorer_sizes=(4, 3)),

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from caan.errors import InputError
-from caan.models import MODELS, EncodedFrames, FrameBatch, ModelConfig, build_model
+from caan.models.build import MODELS, build_model
 from caan.models.caan import normalize_scores
+from caan.models.config import ModelConfig
+from caan.models.head import EncodedFrames, FrameBatch
 from caan.training.config import LossConfig
 from caan.training.objective import batch_loss
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from caan.errors import InputError
-from caan.models import FrameBatch, ModelConfig, build_model
+from caan.models.build import build_model
+from caan.models.config import ModelConfig
+from caan.models.head import FrameBatch
 from caan.models.net2net import grow_from
 
 SMALL = ModelConfig(

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from caan.backbones.starter_face import WEIGHTS, StarterFace, standardise
-from caan.models import FrameBatch
 from caan.models.checkpoint import load_model
+from caan.models.head import FrameBatch
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
 from caan.starter.face_recipe import RecipeConfig, drawn_faces, fit, load_faces, train

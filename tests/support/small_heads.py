@@ -3,7 +3,8 @@
 import numpy as np
 
 from caan.features.packed import PackedVideos
-from caan.models import ModelConfig, build_model
+from caan.models.build import build_model
+from caan.models.config import ModelConfig
 from caan.training.config import TrainConfig
 
 DIM = 32

@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 
 from caan.errors import InputError
 from caan.features.batches import plan_epoch, sample_frames_of
-from caan.models import ModelConfig, build_model
+from caan.models.build import build_model
+from caan.models.config import ModelConfig
 from caan.models.evidence import calibrated_temperature
 from caan.training.config import LossConfig
 from caan.training.loop import fit, rate_of_epoch
