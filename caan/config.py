@@ -40,6 +40,13 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**arguments)
 
 
+def part(kind: type[T], config: Any, **changes: Any) -> T:
+    """A config of `kind` from the fields of the same names in `config`, and these changes."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return kind(**(shared | changes))
+
+
 def override(config: T, changes: Mapping[str, Any]) -> T:
     """`config` with dotted options replaced: `override(c, {"model.scorer_depth": 3})`.
 

@@ -1,35 +1,32 @@
-"""Fine-tuning on single pictures: the loop for backbones and the detector, without Ray.
+"""The network and the training loop of a fine-tuning, for backbones and the detector, without Ray.
 
-A backbone learns frame by frame with the video's label, under a new last layer that is thrown away
-at the end (paper 4.1). The run's state, its best epoch and its seam to Ray Train are those of
-`caan.training.loop`.
+A backbone learns from single frames with their video's label, under a new last layer that is
+dropped at the end (paper 4.1). State, best epoch and reports are those of `caan.training.loop`.
 
-Legend: B pictures, H and W picture sides, D features, K emotions.
+Legend: B pictures, H and W picture sides, D features, V videos, K emotions.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from caan import metrics, storage
-from caan.arrow import picture_stack
+from caan import metrics
 from caan.backbones.backbone import Backbone
 from caan.errors import InputError
-from caan.extraction.pictures import PICTURE_SIZE
 from caan.training.config import FinetuneConfig
+from caan.training.finetune_data import picture_batch
 from caan.training.loop import Report, TrainingRun, epoch_line, rate_of_epoch, report_epoch
 
 logger = logging.getLogger(__name__)
@@ -37,98 +34,15 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
 """Time between two progress lines."""
 
-KEPT_SCHEMA = pa.schema(
-    [
-        ("segment_id", pa.string()),
-        ("video_id", pa.string()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("attempt", pa.int32()),
-        ("pictures", pa.list_(pa.large_binary())),
-    ]
-)
-"""What is kept of a segment while a backbone is fine-tuned: uint8 RGB pictures, 224x224x3."""
-
-
-# Pictures ------------------------------------------------------------------------------------
-
-
-class PictureKeeper:
-    """Pictures of segments -> those of one modality: the last stage before fine-tuning."""
-
-    def __init__(
-        self, modality: str, fps: float, device: str, batch_size: int, num_threads: int
-    ) -> None:
-        self.column = "faces" if modality == "face" else "frames"
-        self.fps = fps
-        self.counts: dict[str, float] = {}
-
-    def take_counts(self) -> dict[str, float]:
-        """Segments, frames and pictures since the last call."""
-        counts, self.counts = self.counts, {}
-        return counts
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """PICTURES_SCHEMA -> KEPT_SCHEMA, a row for a row."""
-        kept = []
-        for items in table[self.column].to_pylist():
-            kept.append([item["picture"] for item in items if item["picture"] is not None])
-        frames = sum(len(frames) for frames in table["frames"])
-        self.counts = {
-            "segments": table.num_rows,
-            "frames": frames,
-            "pictures": sum(map(len, kept)),
-            "video_seconds": frames / self.fps,
-        }
-        columns: list[Any] = [table[name] for name in KEPT_SCHEMA.names if name != "pictures"]
-        columns.append(pa.array(kept, KEPT_SCHEMA.field("pictures").type))
-        return pa.table(columns, schema=KEPT_SCHEMA)
-
-
-def single_pictures(table: pa.Table, *, numbers: dict[str, tuple[int, int]]) -> pa.Table:
-    """KEPT_SCHEMA -> a row per picture: `picture`, number of its `video`, `label` number.
-
-    `numbers` gives video and label number of the videos that are wanted.
-    """
-    wanted = [video_id in numbers for video_id in table["video_id"].to_pylist()]
-    table = table.filter(pa.array(wanted, pa.bool_())).combine_chunks()
-    found = np.array([numbers[v] for v in table["video_id"].to_pylist()], np.int64).reshape(-1, 2)
-    own = pc.list_parent_indices(table["pictures"]).to_numpy()
-    return pa.table(
-        {
-            "video": pa.array(found[own, 0], pa.int64()),
-            "label": pa.array(found[own, 1], pa.int64()),
-            "picture": pc.list_flatten(table["pictures"]),
-        }
-    )
-
-
-def read_pictures(table: pa.Table, *, numbers: dict[str, tuple[int, int]]) -> pa.Table:
-    """`single_pictures` of the files of KEPT_SCHEMA that the column `file` names."""
-    columns = ["video_id", "pictures"]
-    kept = [storage.read_table(file, columns) for file in table["file"].to_pylist()]
-    return single_pictures(pa.concat_tables(kept), numbers=numbers)
-
-
-def picture_batch(table: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures uint8 [B, 224, 224, 3], label numbers [B] and video numbers [B] of single ones."""
-    stack = picture_stack(table["picture"].combine_chunks(), PICTURE_SIZE)
-    label_B = torch.from_numpy(table["label"].to_numpy().copy())
-    video_B = torch.from_numpy(table["video"].to_numpy().copy())
-    return torch.from_numpy(stack.copy()), label_B, video_B
-
-
-# Network -------------------------------------------------------------------------------------
-
 
 class PictureClassifier(nn.Module):
-    """A backbone under a new last layer: pictures to the cross-entropy of their videos' labels.
+    """A backbone with a new last layer: its loss is the cross-entropy of the videos' labels.
 
-    Batch norms keep the statistics that their weights came with, so that a picture's vector
-    depends on no other picture and the number of workers does not matter.
+    Batch norms keep the statistics that came with their weights. So a picture's vector depends on
+    no other picture, and the number of workers does not change the result.
 
-    Source: paper section 4.1. There the new layer follows fc7; here it stands on the vector that
-    extraction takes (our choice), which needs no layer that is thrown away.
+    Source: paper section 4.1. There the new layer follows fc7. Here it follows the vector that
+    extraction takes (our choice), so that no other layer is dropped.
     """
 
     def __init__(
@@ -158,15 +72,15 @@ class PictureClassifier(nn.Module):
                 parameter.requires_grad_(not frozen)
         unused = getattr(backbone.network, "classifier", None)
         if backbone.colours is None and unused is not None:
-            unused.requires_grad_(False)  # the starter's own emotions, which no vector needs
+            unused.requires_grad_(False)  # the starter's own emotions
         if not any(parameter.requires_grad for parameter in backbone.parameters()):
             raise InputError(
-                f"--freeze-convolutions leaves nothing of `{backbone.name}` to train, which "
-                "consists of convolutions: leave it out, or take vggface or vgg16."
+                f"--freeze-convolutions leaves nothing of `{backbone.name}` to train, because it "
+                "has convolutions only: leave the option out, or take vggface or vgg16."
             )
 
     def train(self, mode: bool = True) -> "PictureClassifier":
-        """Training mode of everything but the batch norms."""
+        """Put everything but the batch norms into training mode."""
         super().train(mode)
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -191,7 +105,10 @@ class PictureClassifier(nn.Module):
 def parameter_groups(
     new: nn.Module, brought: nn.Module, config: FinetuneConfig
 ) -> list[dict[str, Any]]:
-    """SGD's groups: the new layers at their own rate, those that bring weights at the lower one."""
+    """Parameter groups for SGD: pretrained layers at `learning_rate`, new at `head_learning_rate`.
+
+    Layers of `brought` that lie in `new` too count as new; frozen ones are left out.
+    """
     fresh = {id(parameter) for parameter in new.parameters()}
     old = [p for p in brought.parameters() if p.requires_grad and id(p) not in fresh]
     return [
@@ -204,12 +121,9 @@ def parameter_groups(
     ]
 
 
-# Loop ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """A fine-tuning's record; the network holds the weights of the best epoch."""
+    """The record of a fine-tuning; the network holds the weights of the best epoch."""
 
     history: list[dict[str, float]]
     """The metrics of each epoch."""
@@ -231,10 +145,10 @@ def fit_pictures(
     seed: int = 0,
     resume: Path | None = None,
 ) -> FinetuneResult:
-    """Train a network whose forward gives a loss, and leave it with its best epoch's weights.
+    """Train a network whose `forward` gives a loss; load the weights of its best epoch at the end.
 
-    `batches(epoch)` gives this worker's batches, as many on every worker; a batch is what
-    `model(*batch)` takes. `validate()` gives `validation_*` metrics, the same on every worker.
+    `batches(epoch)` gives this worker's batches, equally many on every worker; the loss is
+    `model(*batch)`. `validate()` gives `validation_*` metrics, the same on every worker.
 
     Raises:
         InputError: training that diverged.
@@ -245,7 +159,7 @@ def fit_pictures(
     run = TrainingRun(model, config, optimizer)
     if resume is not None:
         run.load(resume)
-    # A network has layers that some batches do not reach, hence find_unused_parameters.
+    # find_unused_parameters: some batches do not reach every layer.
     trained = (
         DistributedDataParallel(model, find_unused_parameters=True) if world_size > 1 else model
     )
@@ -291,10 +205,14 @@ def _epoch(
     epoch: int,
     rank: int,
 ) -> Tensor:
-    """One pass over this worker's batches; their mean loss."""
+    """Train on this worker's batches once; give their mean loss.
+
+    Raises:
+        InputError: there are none.
+    """
     total = torch.zeros((), device=device)
     num_batches = 0
-    said = started = time.perf_counter()
+    logged = started = time.perf_counter()
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = trained(*batch)
@@ -306,8 +224,8 @@ def _epoch(
         total += loss.detach()
         num_batches += 1
         now = time.perf_counter()
-        if rank == 0 and now - said > PROGRESS_SECONDS:
-            said = now
+        if rank == 0 and now - logged > PROGRESS_SECONDS:
+            logged = now
             logger.info(
                 "epoch %d: %d steps, loss %.3f, %.1f steps/s",
                 epoch,
@@ -329,10 +247,10 @@ def video_metrics(
     device: torch.device | str,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """Metrics of held-out videos, each by the mean probability of its pictures.
+    """Metrics of held-out videos by the mean probability of each video's pictures.
 
-    `batches` are this worker's; a video's pictures may lie on several workers. Videos without a
-    picture are left out.
+    `batches` are this worker's part; a video's pictures may lie on several workers. Videos without
+    a picture are left out.
     """
     sums = torch.zeros(len(labels_V), num_emotions + 1)
     with torch.inference_mode():
@@ -358,11 +276,3 @@ def video_metrics(
         "validation_loss": float(loss),
         "validation_videos": float(len(truth_V)),
     }
-
-
-def of_worker(tables: Iterable[pa.Table], rank: int, world_size: int) -> Iterator[pa.Table]:
-    """Every worker's own rows of tables that all workers read in full: by the video's number."""
-    for table in tables:
-        own = table.filter(pa.array(table["video"].to_numpy() % world_size == rank))
-        if own.num_rows:
-            yield own

@@ -1,12 +1,13 @@
-"""What jobs.finetune's two kinds of training share: the workers, their states, the output."""
+"""Fine-tuning on Ray Train, shared by backbones and the detector: workers, states, the output."""
 
 import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.train
@@ -22,33 +23,137 @@ from caan.training.finetune import FinetuneResult
 from caan.training.loop import epoch_line
 from jobs.runtime import cluster, relay
 
-if TYPE_CHECKING:
-    from jobs.finetune import Job
-
 logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"
 """Folder of the decoded pictures, and name of their table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun:
+    """Where a fine-tuning writes, and how it uses the cluster."""
+
+    output: str
+    """Folder of the weights; local (shared by all nodes) or s3://."""
+    num_workers: int
+    """Worker processes."""
+    max_failures: int
+    """Lost workers that the run survives; -1: any number."""
+    keep_pictures: bool
+    """Keep the decoded pictures after the end."""
+    options: dict[str, Any]
+    """All options of the job, for run.json."""
+
+
+def begin(output: str, identity: dict[str, Any]) -> bool:
+    """Open the output; say whether an earlier run has finished the same work.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    layout.open_output(output, identity, config.fingerprint(identity), "error")
+    record = storage.read_json(storage.join(output, "run.json"))
+    if record["is_complete"]:
+        logger.info("%s is finished: nothing is left to do", output)
+    return bool(record["is_complete"])
+
+
+def train_network(
+    run: FinetuneRun,
+    worker: Callable[[Any], None],
+    task: Any,
+    datasets: dict[str, ray.data.Dataset],
+    name: str,
+) -> None:
+    """Run `worker(task)` on every worker of the running Ray; copy what it saved to the output.
+
+    Raises:
+        InputError: the cluster has fewer CPU slots than the workers need.
+    """
+    slots = int(ray.cluster_resources().get("CPU", 0))
+    if slots < run.num_workers + 2:
+        raise InputError(
+            f"--num-workers {run.num_workers} needs {run.num_workers + 2} CPU slots, two of them "
+            f"for reading, and the Ray cluster has {slots}: start it with more, or take fewer."
+        )
+    cluster.poll_training_often()
+    use_gpu = cluster.num_gpus() >= run.num_workers
+    filesystem, path = storage.filesystem(storage.join(run.output, "state"))
+    with relay.shown(logger) as latest:
+        trainer = ray.train.torch.TorchTrainer(
+            partial(_start_worker, worker),
+            train_loop_config={"task": task, "progress": latest},
+            datasets=datasets,  # type: ignore[arg-type]
+            dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=run.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            ),
+        )
+        result = trainer.fit()
+    if result.checkpoint is None:
+        raise RuntimeError("fine-tuning ended without weights")
+    with result.checkpoint.as_directory() as folder:
+        storage.copy_folder(folder, run.output)
+
+
+def _start_worker(worker: Callable[[Any], None], options: dict[str, Any]) -> None:
+    """Run a worker; the first one sends its progress lines to the job's log."""
+    if worker_place()[0] == 0:
+        relay.say(options["progress"], finetune.logger.name)
+    worker(options["task"])
+
+
 def worker_place() -> tuple[int, int]:
-    """Rank and number of workers."""
+    """Rank of this worker, and the number of workers."""
     context = ray.train.get_context()
     return context.get_world_rank(), context.get_world_size()
 
 
-def work(
+def shuffled_batches(size: int, shuffle: int, seed: int, epoch: int) -> Iterator[Any]:
+    """This worker's share of the training data in tables of `size` rows, mixed anew each epoch.
+
+    `shuffle` is the least number of rows that are mixed with each other.
+    """
+    return iter(
+        ray.train.get_dataset_shard("train").iter_batches(
+            batch_size=size,
+            batch_format="pyarrow",
+            local_shuffle_buffer_size=max(shuffle, size),
+            local_shuffle_seed=seed * 1009 + epoch,
+        )
+    )
+
+
+def validation_tables(size: int) -> Iterator[Any]:
+    """All held-out data in tables of `size` rows, the same on every worker."""
+    shard = ray.train.get_dataset_shard("validation")
+    return iter(shard.iter_batches(batch_size=size, batch_format="pyarrow"))
+
+
+def fit_and_report(
     model: torch.nn.Module,
     groups: list[dict[str, Any]],
     batches: Callable[[int], Iterator[tuple[Any, ...]]],
     validate: Callable[[], dict[str, float]],
-    options: FinetuneConfig,
+    train: FinetuneConfig,
     seed: int,
     save: Callable[[Path, FinetuneResult], None],
     *,
-    resume_file: str,
+    weights_file: str,
 ) -> None:
-    """Run the loop on this worker and report its states, then the network as `save` writes it."""
+    """Train on this worker; report each kept state, then the folder that `save` writes.
+
+    `save` must write `weights_file`: a checkpoint that holds it is the end of a run.
+    """
     rank, world_size = worker_place()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
@@ -61,8 +166,8 @@ def work(
 
     with contextlib.ExitStack() as stack:
         resume = Path(stack.enter_context(start.as_directory())) if start else None
-        if resume is not None and (resume / resume_file).exists():
-            # A run whose driver died after the last epoch has nothing left but to publish.
+        if resume is not None and (resume / weights_file).exists():
+            # The driver died after the last epoch: only the copy to the output is left to do.
             ray.train.report({"epoch": -1.0}, checkpoint=start if not rank else None)
             return
         result = finetune.fit_pictures(
@@ -70,7 +175,7 @@ def work(
             groups,
             batches,
             validate,
-            options,
+            train,
             report=report,
             rank=rank,
             world_size=world_size,
@@ -88,93 +193,33 @@ def work(
         ray.train.report({"epoch": float(len(result.history))}, checkpoint=saved)
 
 
-def train_network(
-    job: "Job",
-    worker: Callable[[dict[str, Any]], None],
-    options: dict[str, Any],
-    datasets: dict[str, ray.data.Dataset],
-    name: str,
-) -> None:
-    """Train on the running Ray and copy what the worker saved to the output."""
-    slots = int(ray.cluster_resources().get("CPU", 0))
-    if slots < job.num_workers + 2:
-        raise InputError(
-            f"--num-workers {job.num_workers} needs {job.num_workers + 2} CPU slots, two of them "
-            f"for reading, and the Ray cluster has {slots}: start it with more, or take fewer."
-        )
-    cluster.poll_training_often()
-    use_gpu = cluster.num_gpus() >= job.num_workers
-    filesystem, path = storage.filesystem(storage.join(job.output, "state"))
-    with relay.shown(logger) as latest:
-        trainer = ray.train.torch.TorchTrainer(
-            partial(_telling, worker),
-            train_loop_config=options | {"progress": latest},
-            datasets=datasets,  # type: ignore[arg-type]
-            dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=job.num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
-            ),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
-            ),
-        )
-        result = trainer.fit()
-    if result.checkpoint is None:
-        raise RuntimeError("fine-tuning ended without weights")
-    with result.checkpoint.as_directory() as folder:
-        storage.copy_folder(folder, job.output)
+def finish(run: FinetuneRun, identity: dict[str, Any], facts: dict[str, Any], usage: str) -> None:
+    """Write run.json, delete states and pictures, and log the best epoch and how to use it.
 
-
-def _telling(worker: Callable[[dict[str, Any]], None], options: dict[str, Any]) -> None:
-    """Runs a worker; the first one's progress goes to the job's log."""
-    if worker_place()[0] == 0:
-        relay.say(options["progress"], "caan.training.config")
-    worker(options)
-
-
-def begin(job: "Job", identity: dict[str, Any]) -> bool:
-    """Open the output; whether an earlier run has finished this very work.
-
-    Raises:
-        InputError: it holds something else.
+    `usage` is the option that takes the result.
     """
-    layout.open_output(job.output, identity, config.fingerprint(identity), "error")
-    record = storage.read_json(storage.join(job.output, "run.json"))
-    if record["is_complete"]:
-        logger.info("%s is finished: nothing is left to do", job.output)
-    return bool(record["is_complete"])
-
-
-def finish(job: "Job", identity: dict[str, Any], facts: dict[str, Any], option: str) -> None:
-    """Write run.json, drop what only the work needed, and say what to do with the result."""
-    metrics = storage.read_json(storage.join(job.output, "metrics.json"))
+    metrics = storage.read_json(storage.join(run.output, "metrics.json"))
     best = metrics["history"][metrics["best_epoch"]]
     storage.write_json(
-        storage.join(job.output, "run.json"),
+        storage.join(run.output, "run.json"),
         {
             "job": "finetune",
             "is_complete": True,
             "fingerprint": config.fingerprint(identity),
             "fingerprint_of": identity,
-            "config": config.to_dict(job),
+            "config": run.options,
             "versions": layout.versions(),
             **facts,
         },
     )
-    storage.delete(storage.join(job.output, "state"))
-    if not job.keep_pictures and storage.exists(storage.join(job.output, PICTURES)):
-        storage.delete(storage.join(job.output, PICTURES))
+    storage.delete(storage.join(run.output, "state"))
+    if not run.keep_pictures and storage.exists(storage.join(run.output, PICTURES)):
+        storage.delete(storage.join(run.output, PICTURES))
     logger.info(
         "%s: best epoch %d of %d; %s; use it with %s",
-        job.output,
+        run.output,
         metrics["best_epoch"] + 1,
         len(metrics["history"]),
         epoch_line(best),
-        option,
+        usage,
     )

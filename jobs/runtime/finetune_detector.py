@@ -1,16 +1,16 @@
-"""The detector's part of jobs.finetune: WIDER FACE -> weights of `--detector faster_rcnn`."""
+"""jobs.finetune for the face detector: WIDER FACE -> weights of `--detector faster_rcnn`."""
 
 import dataclasses
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -21,24 +21,115 @@ from caan.faces import faster_rcnn
 from caan.faces.detection import DetectorConfig
 from caan.faces.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
 from caan.training import finetune
+from caan.training.config import FinetuneConfig
 from caan.training.finetune import FinetuneResult
+from caan.training.finetune_data import rows_of_worker
 from jobs.runtime import cluster
-from jobs.runtime.finetune import begin, finish, train_network, work, worker_place
-
-if TYPE_CHECKING:
-    from jobs.finetune import Job
+from jobs.runtime.finetune import (
+    FinetuneRun,
+    begin,
+    finish,
+    fit_and_report,
+    shuffled_batches,
+    train_network,
+    validation_tables,
+    worker_place,
+)
 
 logger = logging.getLogger(__name__)
 
 DETECTOR_FILE = "detector.safetensors"
-"""What the training leaves; extraction finds it by the folder's name."""
+"""The trained weights; extraction finds them by the folder's name."""
 
 SHUFFLED_IMAGES = 128
 """Pictures that are mixed with each other on each worker (about 1 MB each)."""
 
 
-def images(table: pa.Table, detector: DetectorConfig) -> ray.data.Dataset:
-    """A row per listed picture, decoded."""
+@dataclass(frozen=True, kw_only=True)
+class DetectorTraining:
+    """Which detector is trained on which pictures, and how."""
+
+    wider_face: str
+    """Folder of WIDER FACE as published."""
+    network: Literal["resnet50", "mobilenet"]
+    """Network of the detector."""
+    base: str
+    """File of torchvision's ImageNet weights for it; empty: mobilenet's own, resnet50's none."""
+    detect_size_pixels: int
+    """Longest side of the pictures that the detector sees."""
+    validation_fraction: float
+    """Share of the training pictures held out where WIDER FACE's own part `val` is missing."""
+    split_seed: int
+    """Seed of that choice."""
+    seed: int
+    """Seed of new layers, changes and the order of the pictures."""
+    train: FinetuneConfig
+    """The training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorTask:
+    """What a worker needs to know besides its pictures."""
+
+    options: DetectorTraining
+    """The training."""
+    num_validation: int
+    """Number of held-out pictures."""
+    metadata: dict[str, str]
+    """What the weight file says of itself."""
+
+
+def train_detector(run: FinetuneRun, options: DetectorTraining) -> int:
+    """Train the detector on WIDER FACE; give the exit code.
+
+    Raises:
+        InputError: a folder that is not WIDER FACE, weights that do not fit, or an output that
+            holds something else.
+    """
+    listed = read_wider_face(
+        options.wider_face, fraction=options.validation_fraction, seed=options.split_seed
+    )
+    faster_rcnn.network_to_train(options.network, options.base)  # refuse bad weights early
+    pictures = config.fingerprint(
+        {"train": listed.train.to_pylist(), "validation": listed.validation.to_pylist()}
+    )
+    identity = {
+        "network": options.network,
+        "base": options.base,
+        "detect_size_pixels": options.detect_size_pixels,
+        "seed": options.seed,
+        "train": config.to_dict(options.train),
+        "pictures": pictures,
+    }
+    if begin(run.output, identity):
+        return 0
+    cluster.start()
+    cluster.configure_data()
+    num_faces = sum(map(len, listed.train["boxes"].to_pylist()))
+    logger.info(
+        "training faster_rcnn over %s: %d pictures with %d faces, %d pictures held out",
+        options.network,
+        listed.train.num_rows,
+        num_faces,
+        listed.validation.num_rows,
+    )
+    datasets = {"train": read_images(listed.train, options.detect_size_pixels)}
+    if listed.validation.num_rows:
+        datasets["validation"] = read_images(listed.validation, options.detect_size_pixels)
+    task = DetectorTask(
+        options=options,
+        num_validation=listed.validation.num_rows,
+        metadata={"pictures": pictures},
+    )
+    train_network(run, run_worker, task, datasets, f"detector-{config.fingerprint(identity)}")
+    facts = {"num_train_images": listed.train.num_rows, "num_train_faces": num_faces}
+    finish(run, identity, facts, f"--detector faster_rcnn --detector-weights {run.output}")
+    return 0
+
+
+def read_images(table: pa.Table, detect_size_pixels: int) -> ray.data.Dataset:
+    """A row per listed picture, decoded again in every epoch."""
+    detector = DetectorConfig(name="faster_rcnn", detect_size_pixels=detect_size_pixels)
     parts = [table.slice(start, 64) for start in range(0, table.num_rows, 64)]
     return ray.data.from_arrow(parts).map_batches(
         partial(decode_images, detector=detector, min_box_pixels=MIN_BOX_PIXELS),
@@ -47,37 +138,31 @@ def images(table: pa.Table, detector: DetectorConfig) -> ray.data.Dataset:
     )
 
 
-def mirrored(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picture and its boxes seen in a mirror."""
+def mirror(picture: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror a picture [H, W, 3] and its boxes x0, y0, x1, y1 [F, 4] left to right."""
     width = picture.shape[1]
     return picture[:, ::-1], np.stack(
         [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1
     )
 
 
-def detector_worker(options: dict[str, Any]) -> None:
-    """What each of Ray Train's workers runs to train the detector."""
-    job: Job = options["job"]
-    torch.manual_seed(job.seed)
-    network = faster_rcnn.network_to_train(job.detector_network, job.detector_base)
+def run_worker(task: DetectorTask) -> None:
+    """Train the detector on one of Ray Train's workers."""
+    options, train = task.options, task.options.train
+    torch.manual_seed(options.seed)
+    network = faster_rcnn.network_to_train(options.network, options.base)
     rank, world_size = worker_place()
     device = ray.train.torch.get_device()
-    size = max(1, job.train.batch_images // world_size)
+    size = max(1, train.batch_images // world_size)
 
     def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
-        rng = np.random.default_rng([job.seed, epoch, rank])
-        shard = ray.train.get_dataset_shard("train")
-        for table in shard.iter_batches(
-            batch_size=size,
-            batch_format="pyarrow",
-            local_shuffle_buffer_size=max(SHUFFLED_IMAGES, size),
-            local_shuffle_seed=job.seed * 1009 + epoch,
-        ):
+        rng = np.random.default_rng([options.seed, epoch, rank])
+        for table in shuffled_batches(size, SHUFFLED_IMAGES, options.seed, epoch):
             pictures, targets = [], []
             for picture, boxes in images_of(table):
-                if job.train.changes > 0 and rng.random() < 0.5:
-                    picture, boxes = mirrored(picture, boxes)
-                light = 1 + job.train.changes * rng.uniform(-0.3, 0.3)
+                if train.changes > 0 and rng.random() < 0.5:
+                    picture, boxes = mirror(picture, boxes)
+                light = 1 + train.changes * rng.uniform(-0.3, 0.3)
                 pictures.append((faster_rcnn.to_input(picture) * light).clamp(0, 1).to(device))
                 targets.append(
                     {
@@ -88,12 +173,11 @@ def detector_worker(options: dict[str, Any]) -> None:
             yield pictures, targets
 
     def validate() -> dict[str, float]:
-        if not options["num_validation"]:
+        if not task.num_validation:
             return {}
         found: list[Any] = []
-        shard = ray.train.get_dataset_shard("validation")
-        for table in shard.iter_batches(batch_size=8, batch_format="pyarrow"):
-            own = images_of(table.filter(pa.array(table["number"].to_numpy() % world_size == rank)))
+        for table in rows_of_worker(validation_tables(8), "number", rank, world_size):
+            own = images_of(table)
             outputs = faster_rcnn.run_network(network, [picture for picture, _ in own], device)
             found += [(output, boxes) for output, (_, boxes) in zip(outputs, own, strict=True)]
         if world_size > 1:
@@ -104,54 +188,16 @@ def detector_worker(options: dict[str, Any]) -> None:
         return {"validation_average_precision": value, "validation_images": float(len(found))}
 
     def save(folder: Path, result: FinetuneResult) -> None:
-        faster_rcnn.save_network(
-            network, job.detector_network, folder / DETECTOR_FILE, options["metadata"]
-        )
+        faster_rcnn.save_network(network, options.network, folder / DETECTOR_FILE, task.metadata)
 
     new: torch.nn.Module = network.roi_heads.box_predictor
-    groups = finetune.parameter_groups(new, network, job.train)
-    loop = dataclasses.replace(job.train, selection="average_precision")
-    model = DetectorLoss(network)
-    work(model, groups, batches, validate, loop, job.seed, save, resume_file=DETECTOR_FILE)
-
-
-def train_detector(job: "Job") -> int:
-    """Train the detector on WIDER FACE; gives the exit code."""
-    listed = read_wider_face(job.wider_face, fraction=job.validation_fraction, seed=job.split_seed)
-    faster_rcnn.network_to_train(job.detector_network, job.detector_base)
-    detector = DetectorConfig(name="faster_rcnn", detect_size_pixels=job.detect_size_pixels)
-    identity = {
-        "network": job.detector_network,
-        "base": job.detector_base,
-        "detect_size_pixels": job.detect_size_pixels,
-        "seed": job.seed,
-        "train": config.to_dict(job.train),
-        "pictures": config.fingerprint(
-            {"train": listed.train.to_pylist(), "validation": listed.validation.to_pylist()}
-        ),
-    }
-    if begin(job, identity):
-        return 0
-    cluster.start()
-    cluster.configure_data()
-    num_faces = sum(map(len, listed.train["boxes"].to_pylist()))
-    logger.info(
-        "training faster_rcnn over %s: %d pictures with %d faces, %d pictures held out",
-        job.detector_network,
-        listed.train.num_rows,
-        num_faces,
-        listed.validation.num_rows,
+    fit_and_report(
+        DetectorLoss(network),
+        finetune.parameter_groups(new, network, train),
+        batches,
+        validate,
+        dataclasses.replace(train, selection="average_precision"),
+        options.seed,
+        save,
+        weights_file=DETECTOR_FILE,
     )
-    datasets = {"train": images(listed.train, detector)}
-    if listed.validation.num_rows:
-        datasets["validation"] = images(listed.validation, detector)
-    options = {
-        "job": job,
-        "num_validation": listed.validation.num_rows,
-        "metadata": {"pictures": identity["pictures"]},
-    }
-    name = f"detector-{config.fingerprint(identity)}"
-    train_network(job, detector_worker, options, datasets, name)
-    facts = {"num_train_images": listed.train.num_rows, "num_train_faces": num_faces}
-    finish(job, identity, facts, f"--detector faster_rcnn --detector-weights {job.output}")
-    return 0

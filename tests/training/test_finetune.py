@@ -16,10 +16,11 @@ from caan.backbones.weights import SEEN_VIDEOS, finetuned_weights, save_weights
 from caan.datasets import splits as seen_videos
 from caan.errors import InputError
 from caan.features.leakage import honest_splits, seen_of
-from caan.training import finetune
+from caan.training import finetune_data
 from caan.training.augmentation import change_pictures
 from caan.training.config import FinetuneConfig
 from caan.training.finetune import PictureClassifier, fit_pictures, parameter_groups
+from caan.training.finetune_data import Numbers, count_pictures
 
 NARROW = (8, 8, 8, 8, 8)
 COLOURS = Colours(mean=(0.5,) * 3, deviation=(0.25,) * 3, scale=255.0, spread=1.0)
@@ -161,17 +162,19 @@ def test_pictures_find_their_video_and_label() -> None:
             {"video_id": "b", "pictures": []},
             {"video_id": "c", "pictures": [picture]},
         ],
-        pa.schema([finetune.KEPT_SCHEMA.field(n) for n in ("video_id", "pictures")]),
+        pa.schema([finetune_data.KEPT_SCHEMA.field(n) for n in ("video_id", "pictures")]),
     )
-    numbers = {"a": (0, 1), "b": (1, 0), "c": (2, 0)}
-    single = finetune.single_pictures(kept, numbers=numbers)
-    pictures, label_B, video_B = finetune.picture_batch(single)
+    numbers = {"a": Numbers(0, 1), "b": Numbers(1, 0), "c": Numbers(2, 0)}
+    single = finetune_data.single_pictures(kept, numbers=numbers)
+    pictures, label_B, video_B = finetune_data.picture_batch(single)
     assert label_B.tolist() == [1, 1, 0]
     assert video_B.tolist() == [0, 0, 2]
     assert pictures[1].unique().tolist() == [1]
-    (own,) = finetune.of_worker([single], 0, 2)
+    (own,) = finetune_data.rows_of_worker([single], "video", 0, 2)
     assert own["video"].to_pylist() == [0, 0, 2]
-    assert not list(finetune.of_worker([single], 1, 2))
+    assert not list(finetune_data.rows_of_worker([single], "video", 1, 2))
+    counts_K, num_held = count_pictures([kept], {"a": Numbers(0, 1)}, {"c": Numbers(0, 0)}, 2)
+    assert (counts_K.tolist(), num_held) == ([0, 2], 1)
 
 
 def test_held_out_videos_do_not_depend_on_the_order_of_rows() -> None:
