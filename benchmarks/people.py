@@ -35,7 +35,7 @@ from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig, iou
 from caan.media.sampling import sample_frames
 from caan.outputs.plan import plan_segments
-from caan.people.config import IdentityConfig, TrackConfig, with_identity
+from caan.people.config import FaceEmbeddingConfig, TrackConfig, with_person_distance
 from caan.people.people import VideoPeople, find_people
 from caan.schema import MANIFEST_SCHEMA, table_of
 
@@ -255,7 +255,7 @@ def cut(path: Path, fps: float, kept: Path, request: dict[str, Any]) -> float:
     config = ExtractionConfig(
         detector="libfacedetection", fps=fps, face_policy="all", max_faces_per_frame=4
     )
-    cut_config = config.cut_config(detect_here=True, identity=IdentityConfig())
+    cut_config = config.cut_config(detect_here=True, identity=FaceEmbeddingConfig())
     warm_up(cut_config)
     start = time.process_time()
     segment = SegmentCut(request, cut_config)
@@ -293,7 +293,7 @@ def follow(
         seconds = sum(pool.map(functools.partial(cut, path, fps, kept), plan.to_pylist()))
     tables = [storage.read_table(file) for file in sorted(kept.glob("*.parquet"))]
     start = time.process_time()
-    tracks = with_identity(TrackConfig(), "dlib")
+    tracks = with_person_distance(TrackConfig(), "dlib")
     people = find_people(
         pa.concat_tables(tables), detector="libfacedetection", policy="all", tracks=tracks
     )

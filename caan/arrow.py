@@ -37,10 +37,15 @@ def flat_list(column: pa.ChunkedArray) -> tuple[pa.StructArray, pa.Array]:
     return flat, pa.array(offsets)
 
 
-def numbers(column: pa.FixedSizeListArray) -> np.ndarray:
-    """[N, D] of a list column without nulls."""
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), column.type.list_size)
+def numbers(column: pa.FixedSizeListArray, missing: float = 0.0) -> np.ndarray:
+    """[N, D] of a fixed-size list column, in its own number type; null rows hold `missing`."""
+    values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+    values = values.reshape(-1, column.type.list_size)
+    if not column.null_count:
+        return values
+    filled = np.full((len(column), column.type.list_size), missing, values.dtype)
+    filled[column.is_valid().to_numpy(zero_copy_only=False)] = values
+    return filled
 
 
 def joined_values(column: pa.ChunkedArray, kind: type) -> np.ndarray:

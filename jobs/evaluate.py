@@ -10,7 +10,7 @@ import time
 
 from caan import config, storage
 from caan.errors import InputError
-from caan.report import label_tables, report
+from caan.report import label_run, report
 from caan.report.config import ReportConfig, StripConfig
 from jobs.runtime import cli
 
@@ -46,8 +46,8 @@ def main(job: Job) -> int:
         num_strips=job.num_strips,
         strips=StripConfig(num_frames=job.strip_frames),
     )
-    run = label_tables.read_label_run(job.labels)
-    manifest = label_tables.read_manifest(job.manifest, job.split)
+    run = label_run.read_label_run(job.labels)
+    manifest = label_run.read_manifest(job.manifest, job.split)
     storage.check_writable(job.output)
     figures = report.write_report(job.output, manifest, run, options)
     storage.write_json(

@@ -27,8 +27,13 @@ from caan.labelling.frame_scores import SegmentScorer
 from caan.models import checkpoint
 from caan.models.checkpoint import ModelInfo
 from caan.outputs import layout
-from caan.people.config import IdentityConfig, TrackConfig, identity_name, with_identity
-from caan.people.face_embedding import dlib_identity
+from caan.people.config import (
+    FaceEmbeddingConfig,
+    TrackConfig,
+    face_embedding_name,
+    with_person_distance,
+)
+from caan.people.face_embedding import dlib_embedder
 from jobs.runtime import cli, cluster
 from jobs.runtime.label_videos import TABLE, model_in_memory, pool, unpack, write_files
 from jobs.runtime.pipeline import Pipeline, Resources, Run
@@ -147,7 +152,7 @@ def pool_config_of(job: Job, info: ModelInfo, identity: str) -> PoolConfig:
         InputError: an option out of range.
     """
     try:
-        tracks = with_identity(job.tracks, identity)
+        tracks = with_person_distance(job.tracks, identity)
     except ValueError as error:
         raise InputError(f"--tracks: {error}") from error
     return PoolConfig(
@@ -199,8 +204,8 @@ def main(job: Job) -> int:
         extraction = with_own_weights(extraction_of(job, model.info), job, folder)
         identity = identities(extraction, model.head.modalities)
         check_identities(identity, model.info)
-        people = IdentityConfig(
-            name=identity_name(
+        people = FaceEmbeddingConfig(
+            name=face_embedding_name(
                 job.identity,
                 extraction.face_backbone if "face" in model.head.modalities else "",
                 is_random=bool(identity.get("face_is_random")),
@@ -208,7 +213,7 @@ def main(job: Job) -> int:
             every_seconds=job.identity_seconds,
         )
         if people.name == "dlib":
-            dlib_identity()  # that it is installed must be known before the job starts
+            dlib_embedder()  # that it is installed must be known before the job starts
         pooling = pool_config_of(job, model.info, people.name)
         identity["model"] = model.model_id
         identity["people"] = config.to_dict(people)

@@ -7,7 +7,7 @@ import tyro
 
 from caan.backbones.config import BackboneConfig
 from caan.faces.detection import DetectorConfig
-from caan.people.config import IdentityConfig
+from caan.people.config import FaceEmbeddingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class CutConfig:
     """Side of the face crop over the longer side of the box."""
     look_detector: DetectorConfig | None = None
     """Face detector that looks at key frames first (`extraction.keyframes`); None: sample all."""
-    identity: IdentityConfig | None = None
+    identity: FaceEmbeddingConfig | None = None
     """Which faces get a vector that tells people apart; None: none."""
 
 
@@ -93,7 +93,9 @@ class ExtractionConfig:
             precision=self.precision,
         )
 
-    def cut_config(self, *, detect_here: bool, identity: IdentityConfig | None = None) -> CutConfig:
+    def cut_config(
+        self, *, detect_here: bool, identity: FaceEmbeddingConfig | None = None
+    ) -> CutConfig:
         """What the decoding child needs; without a detector where one on a GPU comes later."""
         return CutConfig(
             fps=self.fps,

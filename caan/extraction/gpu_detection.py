@@ -11,8 +11,8 @@ from caan.extraction.pictures import PICTURE_SIZE, face_row
 from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import Box, select_faces
-from caan.people.config import IdentityConfig
-from caan.people.face_embedding import identify
+from caan.people.config import FaceEmbeddingConfig
+from caan.people.face_embedding import face_embeddings
 from caan.schema import PICTURES_SCHEMA, table_of
 
 
@@ -20,7 +20,7 @@ class FaceCutter:
     """Whole frames -> crops of faces and context, for a detector on a GPU."""
 
     def __init__(
-        self, config: ExtractionConfig, device: str, identity: IdentityConfig | None = None
+        self, config: ExtractionConfig, device: str, identity: FaceEmbeddingConfig | None = None
     ) -> None:
         self.config = config
         self.identity = identity
@@ -57,7 +57,7 @@ class FaceCutter:
                 detected, self.config.face_policy, marked, self.config.max_faces_per_frame
             )
             index, config = frame["frame_index"], self.config
-            vectors = identify(self.identity, config.fps, index, kept, picture)
+            vectors = face_embeddings(self.identity, config.fps, index, kept, picture)
             for face, vector in zip(kept, vectors, strict=True):
                 full = tuple(value / frame["scale"] for value in face.box)
                 cut = face_row(index, face, picture, config.crop_expand, vector)

@@ -26,7 +26,7 @@ from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import DetectorConfig, Face, select_faces
 from caan.media.sampling import Frame, KeyFrame, key_frames, sample_frames
-from caan.people.face_embedding import dlib_identity, identify
+from caan.people.face_embedding import dlib_embedder, face_embeddings
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
 from caan.storage.paths import is_s3
@@ -50,7 +50,7 @@ def warm_up(config: CutConfig) -> None:
     for detector in {config.detector, config.look_detector} - {None}:
         _detector(detector)
     if config.detector and config.identity and config.identity.name == "dlib":
-        dlib_identity()
+        dlib_embedder()
 
 
 def cut_segment(
@@ -170,7 +170,7 @@ class SegmentCut:
         is_seen = bool(kept) or self.config.no_face == "context_only"
         row = frame_row(frame.frame_index, frame.pts_seconds, context, context if is_seen else None)
         self.frames.append(row)
-        vectors = identify(
+        vectors = face_embeddings(
             self.config.identity, self.config.fps, frame.frame_index, kept, frame.picture
         )
         self.faces += [

@@ -1,7 +1,7 @@
-"""The first phase of labelling: what a head says of each face alone, a row per segment.
+"""First phase of labelling: run the head's frame part on each face; one row per segment.
 
-The second phase, `caan.labelling.video_labels`, joins the segments of a video, so that a label does
-not depend on how the video was cut.
+The second phase, `caan.labelling.video_labels`, joins the segments of a video. So a label does not
+depend on how the video was split into segments.
 """
 
 import itertools
@@ -12,44 +12,44 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from caan.arrow import flat_list, vector_array
+from caan.arrow import flat_list, numbers, vector_array
 from caan.extraction.config import ExtractionConfig
 from caan.extraction.embed import SegmentEmbedder
 from caan.models.checkpoint import LoadedModel, load_model
 from caan.models.evidence import blinded
 from caan.models.head import EncodedFrames, FrameBatch
 from caan.people.config import DLIB_DIM, VGGFACE_DIM
-from caan.people.face_embedding import shorter
+from caan.people.face_embedding import shorten_fc6
 from caan.schema import segment_scores_schema
 
 MAX_HEAD_FRAMES = 1024
-"""Frames that the head encodes at once."""
+"""Most frames that the head encodes in one batch."""
 
 APPEARANCE_DIMS = {"dlib": DLIB_DIM, "vggface": VGGFACE_DIM, "none": 1}
-"""Numbers of an appearance vector, by what tells people apart."""
+"""Length of the appearance vector of each face embedding."""
 
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""A head's g, s and logits of some frames."""
+"""The head's features g, raw scores s and logits of some frames."""
 
 
 class FrameScorer:
-    """Features -> segment_scores: the head's frame part on every face that was kept."""
+    """Features -> segment_scores: run the head's frame part on every face."""
 
-    def __init__(self, model: LoadedModel, device: str, identity: str = "none") -> None:
-        """`identity` names the vector that tells people apart (`caan.people.config`)."""
+    def __init__(self, model: LoadedModel, device: str, face_embedding: str = "none") -> None:
+        """`face_embedding` names the vector that tells people apart (`caan.people.config`)."""
         self.model = model
         self.device = device
-        self.identity = identity
+        self.face_embedding = face_embedding
         self.num_emotions = len(model.info.label_set)
         self.with_faceless = model.info.no_face == "context_only"
         self.explains_context = model.head.modalities == ("face", "context")
 
     @torch.inference_mode()
     def __call__(self, table: pa.Table, pictures: pa.Table | None = None) -> pa.Table:
-        """`features_schema` -> `segment_scores_schema`, a row for a row.
+        """`features_schema` -> `segment_scores_schema`, one row per segment.
 
-        `pictures` is the table that the features were made from, whose histograms and dlib vectors
-        are kept; without it there are none.
+        `pictures` is the table that the features were made from. Its histograms and dlib vectors
+        are copied to the result; without it those columns are null.
         """
         frames, frame_offsets = flat_list(table["frames"])
         faces, face_offsets = flat_list(table["faces"])
@@ -70,8 +70,8 @@ class FrameScorer:
             order = np.lexsort((frame_index[shown], rows))
             shown, face_of, rows = shown[order], face_of[order], rows[order]
         encoded, blind = self._encode(
-            _vectors(faces.field("face_vector")),
-            _vectors(frames.field("context_vector")),
+            numbers(faces.field("face_vector")),
+            numbers(frames.field("context_vector")),
             shown,
             face_of,
             rows,
@@ -82,12 +82,12 @@ class FrameScorer:
                            encoded, blind, self._appearance(faces, pictures), known)  # fmt: skip
 
     def _appearance(self, faces: pa.StructArray, pictures: pa.Table | None) -> pa.Array:
-        """The vector of each face, or null."""
-        if self.identity == "vggface":
-            return vector_array(shorter(_vectors(faces.field("face_vector"))))
-        if self.identity == "dlib" and pictures is not None:
+        """The appearance vector of each face, or null."""
+        if self.face_embedding == "vggface":
+            return vector_array(shorten_fc6(numbers(faces.field("face_vector"))))
+        if self.face_embedding == "dlib" and pictures is not None:
             return flat_list(pictures["faces"])[0].field("appearance_vector")
-        return pa.nulls(len(faces), pa.list_(pa.float16(), APPEARANCE_DIMS[self.identity]))
+        return pa.nulls(len(faces), pa.list_(pa.float16(), APPEARANCE_DIMS[self.face_embedding]))
 
     def _encode(
         self,
@@ -118,12 +118,12 @@ class FrameScorer:
             if self.explains_context:
                 blind = blinded(self.model.head, batch, "context")
                 blind_parts.append(_on_cpu(self.model.head.encode(blind)))
-        return _end_to_end(parts), _end_to_end(blind_parts) if blind_parts else None
+        return _concatenated(parts), _concatenated(blind_parts) if blind_parts else None
 
     def _maps(self, table: pa.Table) -> dict[str, np.ndarray]:
-        """pool5 maps [n, C, H, W] of all faces or all frames, where the head reads them."""
+        """pool5 maps [N, C, H, W] of all faces or all frames, if the head reads them."""
         return {
-            name: _vectors(flat_list(table[f"{name}_pool5"])[0]).reshape(-1, *shape)
+            name: numbers(flat_list(table[f"{name}_pool5"])[0]).reshape(-1, *shape)
             for name, shape in self.model.head.map_shapes.items()
         }
 
@@ -142,7 +142,7 @@ class FrameScorer:
         histograms: pa.Array | None,
     ) -> pa.Table:
         schema = segment_scores_schema(
-            encoded[0].shape[1], self.num_emotions, APPEARANCE_DIMS[self.identity]
+            encoded[0].shape[1], self.num_emotions, APPEARANCE_DIMS[self.face_embedding]
         )
         fields = list(schema.field("faces").type.value_type)
         is_bare = face_of < 0
@@ -173,10 +173,10 @@ class FrameScorer:
 
 
 def _pieces(rows: np.ndarray) -> list[slice]:
-    """The frames of one segment after the other, in pieces of MAX_HEAD_FRAMES at most.
+    """Split rows, sorted by segment, into pieces of at most MAX_HEAD_FRAMES frames of one segment.
 
-    No piece holds two segments: the last bits of a matrix product depend on how many rows it has,
-    and a label must not depend on which segments came together, as they do after a kill.
+    No piece holds two segments. The last bits of a matrix product depend on its number of rows, and
+    a resumed run puts other segments together. So a label does not depend on where a run stopped.
     """
     bounds = [0, *(np.flatnonzero(np.diff(rows)) + 1), len(rows)]
     return [
@@ -191,7 +191,7 @@ def _on_cpu(encoded: EncodedFrames) -> Encoded:
     return g, s, logits
 
 
-def _end_to_end(parts: list[Encoded]) -> Encoded:
+def _concatenated(parts: list[Encoded]) -> Encoded:
     g, s, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return g, s, logits
 
@@ -205,17 +205,8 @@ def _score_columns(encoded: Encoded) -> list[pa.Array]:
     ]
 
 
-def _vectors(column: pa.FixedSizeListArray) -> np.ndarray:
-    """[N, D] of a list column; zeros where it is null."""
-    dim = column.type.list_size
-    flat = np.zeros((len(column), dim), np.float16)
-    given = column.is_valid().to_numpy(zero_copy_only=False)
-    flat[given] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return flat
-
-
 class SegmentScorer:
-    """Pictures -> segment_scores: both networks and the head's frame part in one place."""
+    """Images -> segment_scores: both backbones and the head's frame part in one worker."""
 
     def __init__(
         self,
@@ -224,19 +215,19 @@ class SegmentScorer:
         device: str,
         batch_size: int,
         num_threads: int,
-        identity: str = "none",
+        face_embedding: str = "none",
     ) -> None:
         model = load_model(Path(model_folder), device=device)
         modalities = model.head.modalities
         self.embedder = SegmentEmbedder(
             config, modalities, device, batch_size, num_threads, maps=tuple(model.head.map_shapes)
         )
-        self.scorer = FrameScorer(model, device, identity)
+        self.scorer = FrameScorer(model, device, face_embedding)
 
     def take_counts(self) -> dict[str, float]:
-        """As SegmentEmbedder's."""
+        """The counts of SegmentEmbedder since the last call."""
         return self.embedder.take_counts()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PICTURES_SCHEMA -> `segment_scores_schema`, a row for a row."""
+        """PICTURES_SCHEMA -> `segment_scores_schema`, one row per segment."""
         return self.scorer(self.embedder(table), table)

@@ -1,4 +1,4 @@
-"""Tracks by what their faces look like: cut where it changes, mended, and joined to people."""
+"""Correct tracks by appearance: split them, mend them, and join them to people."""
 
 import itertools
 
@@ -16,22 +16,24 @@ from caan.people.detections import (
 )
 
 MIN_SPLIT_FACES = 3
-"""Pictures of a face that show, before and after, that a track went over to somebody else."""
+"""Faces with a vector that a track needs before and after a change of person."""
 
 MAX_SHARED = 0.1
-"""Longest time, over the shorter track's, that two tracks of one person may overlap: pieces of
-swapped tracks do a little, which makes nobody two people. Our choice, as is the count above: both
-were seen to serve on the video of benchmarks.people."""
+"""Longest overlap in time of two tracks of one person, as a share of the shorter track.
+
+Pieces of swapped tracks overlap a little. Source: our choice, like `MIN_SPLIT_FACES`; both work on
+the video of benchmarks.people."""
 
 
 def split_tracks(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
-    """Track ids numbered anew, with tracks cut in two where they went over to another person.
+    """Split tracks where they change from one person to another; return new track ids.
 
-    That happens where one face hides another, or at a cut between pictures of like colours, when
-    both faces lie in one place. A single face unlike the others proves nothing, several do.
+    A track changes person where one face hides another, or at a cut between images of similar
+    colours, if both faces lie in the same place. One face unlike the others is not enough for a
+    split: `MIN_SPLIT_FACES` are needed on each side.
 
     Source: our choice; the change of mean that explains most of the variance (binary segmentation,
-    Scott and Knott 1974), as long as the means look like two people.
+    Scott and Knott 1974), if the two means are at least `person_distance` apart.
     """
     if faces.appearance is None or config.person_distance is None:
         return track_ids
@@ -47,7 +49,7 @@ def split_tracks(faces: Detections, track_ids: np.ndarray, config: TrackConfig) 
         if not place:
             parts.append(rows)
             continue
-        # Of the faces between the two pictures, it changed where two neighbours overlap least.
+        # Between the two faces with a vector, split where neighbouring boxes overlap least.
         between = np.arange(seen[place - 1], seen[place])
         boxes = faces.boxes[rows].astype(np.float64)
         overlaps = [float(iou(boxes[i : i + 1], boxes[i + 1 : i + 2])[0, 0]) for i in between]
@@ -60,7 +62,7 @@ def split_tracks(faces: Detections, track_ids: np.ndarray, config: TrackConfig) 
 
 
 def _change(vectors: np.ndarray, config: TrackConfig) -> int:
-    """From which of these vectors [N, D], in time order, a track shows somebody else; 0: none."""
+    """Index of the first of these vectors [N, D], in time order, of a new person; 0: none."""
     assert config.person_distance is not None
     if len(vectors) < 2 * MIN_SPLIT_FACES:
         return 0
@@ -79,10 +81,10 @@ def _change(vectors: np.ndarray, config: TrackConfig) -> int:
 def mend_tracks(
     faces: Detections, track_ids: np.ndarray, cuts: np.ndarray, config: TrackConfig
 ) -> np.ndarray:
-    """Track ids numbered anew, with tracks joined that go on as one another within a short gap.
+    """Merge tracks that continue one another across a short gap; return new track ids.
 
-    Faces that swapped tracks come apart in `split_tracks`; here each gets its own rest back. The
-    most alike are joined first; source: our choice.
+    `split_tracks` cuts tracks whose faces were swapped; this function joins the right pieces again.
+    Pairs with the smallest distance are joined first. Source: our choice.
     """
     if faces.appearance is None or config.person_distance is None or not len(track_ids):
         return track_ids
@@ -108,7 +110,7 @@ def mend_tracks(
 
 
 def join_people(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:
-    """Person of each face."""
+    """Join tracks to people by appearance; return the person of each face, int64 [N]."""
     kept = track_ids >= 0
     if not kept.any() or faces.appearance is None or config.person_distance is None:
         return track_ids.copy()
@@ -127,12 +129,12 @@ def join_people(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -
 def _means(
     faces: Detections, track_ids: np.ndarray, config: TrackConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean vector of each track [T, D], and how many faces it rests on [T]."""
+    """Mean vector of each track [T, D], and the number of faces in each mean [T]."""
     assert faces.appearance is not None
     num_tracks = int(track_ids.max(initial=-1)) + 1
     means = np.zeros((num_tracks, faces.appearance.shape[1]), np.float32)
     known = np.flatnonzero((track_ids >= 0) & ~np.isnan(faces.appearance[:, 0]))
-    # In pieces: an hour of vectors is copied nowhere as a whole.
+    # In pieces, to bound memory: `comparable` copies its input.
     for piece in np.array_split(known, 1 + len(known) // 1024):
         np.add.at(means, track_ids[piece], comparable(faces.appearance[piece], config.metric))
     counts = np.bincount(track_ids[known], minlength=num_tracks)
@@ -140,7 +142,7 @@ def _means(
 
 
 def _ends(track_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest of the values of each track's faces: int64 [T], [T]."""
+    """Lowest and highest value among each track's faces: int64 [T], [T]."""
     kept = track_ids >= 0
     num_tracks = int(track_ids.max(initial=-1)) + 1
     first, last = np.full(num_tracks, np.iinfo(np.int64).max), np.full(num_tracks, -1)
@@ -152,8 +154,8 @@ def _ends(track_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
 def average_linkage(distances: np.ndarray, weights: np.ndarray, limit: float) -> np.ndarray:
     """Cluster of each of n items: int64 [n], 0, 1, ... in the order of their first items.
 
-    Joins the two nearest clusters while their mean distance, items counted by `weights`, is below
-    `limit`. An infinite distance in `distances` [n, n] keeps two items apart for good.
+    Joins the two nearest clusters while their mean distance, weighted by `weights` [n], is below
+    `limit`. Two items with an infinite distance in `distances` [n, n] are never in one cluster.
     """
     distances = distances.astype(np.float64)
     np.fill_diagonal(distances, np.inf)

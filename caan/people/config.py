@@ -1,4 +1,4 @@
-"""How faces are followed and told apart: options without SciPy."""
+"""Options of face tracking and of the vectors that tell people apart."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,88 +7,89 @@ from caan.errors import InputError
 
 Metric = Literal["cosine", "euclidean"]
 
-IDENTITY_DISTANCES: dict[str, tuple[Metric, float]] = {
+PERSON_DISTANCES: dict[str, tuple[Metric, float]] = {
     "dlib": ("euclidean", 0.4),
     "vggface": ("cosine", 0.5),
 }
-"""Metric and `person_distance` of means over a track, per vector that tells people apart. dlib: on
-14 people of real clips the means of a clip's two halves were at most 0.28 apart, those of two
-people at least 0.44. vggface (fc6 after the ReLU): our choice, not yet measured."""
+"""Metric and `person_distance` of each face embedding, for means over a track.
+
+dlib: measured on 14 people of real clips. The means of one clip's two halves are at most 0.28
+apart. The means of two people are at least 0.44 apart. vggface (fc6 after the ReLU): our choice,
+not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """How faces are followed and joined to people."""
+    """How faces are linked to tracks and tracks are joined to people."""
 
     max_gap_seconds: float = 2.0
-    """A track survives this long without a detection."""
+    """A track ends after this time without a detection."""
     max_speed: float = 3.0
-    """Fastest motion of a face between two sampled frames, in face sizes per second (plus half a
-    size of jitter)."""
+    """Highest speed of a face between two sampled frames, in face sizes per second. Half a face
+    size is added for jitter."""
     max_growth: float = 2.0
     """Largest factor between a face's sizes in two sampled frames."""
     cut_distance: float = 0.4
-    """Total variation, 0..1, of two neighbouring frames' colour histograms from which there is a
-    cut between them; above 1: never. On 25 real clips at 1 to 5 frames per second neighbours
-    within a shot were at most 0.20 apart, those across the two true cuts at least 0.79."""
+    """Total variation, 0..1, between the colour histograms of two neighbouring frames from which
+    there is a cut between them; above 1: never. Measured on 25 real clips at 1 to 5 frames per
+    second: at most 0.20 within a shot, at least 0.79 across the two true cuts."""
     min_track_faces: int = 2
-    """Shorter tracks are dropped as false; 1: none. A track that fills its whole shot stays, and
-    so does everything if no track is long enough."""
+    """Tracks with fewer faces are dropped as false; 1: none. A track that fills its whole shot is
+    kept. If no track is long enough, all are kept."""
     metric: Metric = "cosine"
-    """How appearance vectors compare: `cosine` (0..2) or `euclidean`."""
+    """Distance between appearance vectors: `cosine` (0..2) or `euclidean`."""
     person_distance: float | None = None
-    """Tracks nearer than this on average are one person; none: appearance tells nobody apart (a
-    vector of expression, a random network), so every track is a person of its own; it then only
-    helps to follow a face from frame to frame."""
+    """Tracks whose mean distance is below this are one person. None: the vectors do not tell people
+    apart (a vector of expression, a random network), and every track is a person of its own. The
+    vectors then only help to link a face from frame to frame."""
 
     def __post_init__(self) -> None:
-        if self.metric not in ("cosine", "euclidean"):
-            raise ValueError(f"metric `{self.metric}` is unknown: give cosine or euclidean")
         if self.max_gap_seconds < 0 or self.max_speed <= 0 or self.max_growth < 1:
-            raise ValueError(
+            raise InputError(
                 f"max_gap_seconds {self.max_gap_seconds} must be at least 0, max_speed "
                 f"{self.max_speed} above 0, max_growth {self.max_growth} at least 1"
             )
 
 
-def with_identity(config: TrackConfig, vector: str) -> TrackConfig:
-    """`config` with the metric and distance of `IDENTITY_DISTANCES`, unless it has its own."""
-    if config.person_distance is not None or vector not in IDENTITY_DISTANCES:
+def with_person_distance(config: TrackConfig, face_embedding: str) -> TrackConfig:
+    """Fill in metric and distance from `PERSON_DISTANCES`; a distance that is set stays."""
+    if config.person_distance is not None or face_embedding not in PERSON_DISTANCES:
         return config
-    metric, distance = IDENTITY_DISTANCES[vector]
+    metric, distance = PERSON_DISTANCES[face_embedding]
     return replace(config, metric=metric, person_distance=distance)
 
 
 DLIB_DIM = 128
-"""Numbers of a dlib vector."""
+"""Length of a dlib vector."""
 
 VGGFACE_DIM = 256
-"""Numbers that are kept of VGG-Face's fc6; cosines then err by about 0.06 (1 / sqrt(256))."""
+"""Length of VGG-Face's fc6 after shortening. The error of a cosine is about 0.06
+(1 / sqrt(256))."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdentityConfig:
-    """Which faces get a vector that tells people apart."""
+class FaceEmbeddingConfig:
+    """Which faces get a vector that tells people apart (a face embedding)."""
 
     name: Literal["dlib", "vggface", "none"] = "dlib"
     """`dlib` (its network, on the CPU, while decoding), `vggface` (the face backbone's own fc6, at
-    no cost), or `none`: people are not told apart."""
+    no cost), or `none` (people are not told apart)."""
     every_seconds: float = 1.0
-    """dlib looks at one sampled frame in this time (20 ms a face), as a track needs few vectors.
-    Which frames depends on the sampling grid alone."""
+    """dlib embeds the faces of one sampled frame per this time (20 ms a face): a track needs few
+    vectors. The sampling grid alone decides which frames."""
     min_face_pixels: float = 24.0
-    """Smaller faces get no vector: they look alike to dlib."""
+    """Smaller faces get no vector: dlib cannot tell them apart."""
 
     def frame_step(self, fps: float) -> int:
-        """Frames that dlib looks at: those whose grid index is a multiple of this."""
+        """Step between the frames that dlib embeds: grid indices that are multiples of this."""
         return max(1, round(self.every_seconds * fps))
 
 
-def identity_name(wanted: str, face_backbone: str, *, is_random: bool) -> str:
-    """The vector that `auto` means for a backbone; every other name is itself.
+def face_embedding_name(wanted: str, face_backbone: str, *, is_random: bool) -> str:
+    """Resolve `auto`: vggface where the face backbone has it, else dlib. Other names stay.
 
     Raises:
-        InputError: vggface is asked for, and the backbone is another or has random weights.
+        InputError: `wanted` is vggface, and the backbone is another one or has random weights.
     """
     has_own = face_backbone == "vggface" and not is_random
     if wanted == "vggface" and not has_own:

@@ -1,6 +1,6 @@
-"""dlib's face recognition network in NumPy: aligned faces -> 128 numbers each.
+"""dlib's face recognition network in NumPy: aligned faces -> vectors of 128 numbers.
 
-dlib's own code for it, as its wheels are compiled, takes about seven times as long on a CPU.
+dlib's own code, as compiled in its wheels, takes about seven times as long on a CPU.
 Source: dlib's examples/dnn_face_recognition_ex.cpp (the network) and dnn/layers.h (its padding).
 """
 
@@ -17,20 +17,21 @@ CHIP_PIXELS = 150
 _MEAN_COLOUR = np.array([122.782, 117.001, 104.298], np.float32)
 
 _LEVELS = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))
-"""Channels, residual blocks, and whether the first block halves the picture, from the input on."""
+"""Channels, number of residual blocks, and whether the first block halves the image; from the
+input on."""
 
 Layer = tuple[np.ndarray, np.ndarray]
 """Weights [rows x columns x channels in, channels out] and bias of a convolution."""
 
 
-class IdentityNetwork:
-    """The residual network of 29 convolutions, without training parts."""
+class DlibResNet:
+    """The residual network of 29 convolutions, for inference only."""
 
     def __init__(self, path: str | Path) -> None:
         """`path`: dlib_face_recognition_resnet_model_v1.dat.
 
         Raises:
-            InputError: the file is another.
+            InputError: the file holds another network.
         """
         tensors = _tensors(Path(path).read_bytes())
         sizes = [(3, 7, 32)]
@@ -41,7 +42,10 @@ class IdentityNetwork:
                 channels = width
         wanted = [n for c, side, k in sizes for n in (k * (c * side**2 + 1), 2 * k)]
         if [len(tensor) for tensor in tensors] != [*wanted, channels * 128]:
-            raise InputError(f"{path} is not dlib's face recognition network")
+            raise InputError(
+                f"`{path}` is not dlib's face recognition network: reinstall "
+                "face_recognition_models."
+            )
         pairs = zip(tensors[0:-1:2], tensors[1:-1:2], sizes, strict=True)
         self._layers = [_layer(conv, affine, *size) for conv, affine, size in pairs]
         self._last = tensors[-1].reshape(channels, 128)
@@ -61,7 +65,7 @@ class IdentityNetwork:
 
 
 def _tensors(data: bytes) -> list[np.ndarray]:
-    """The float32 tensors of a serialised dlib network, in order, flat."""
+    """The flat float32 tensors of a serialised dlib network, in order."""
     found: list[np.ndarray] = []
     at = 0
     while (at := data.find(b"\x01\x02", at)) >= 0:  # a tensor begins with its version, 2
@@ -70,7 +74,7 @@ def _tensors(data: bytes) -> list[np.ndarray]:
             length = data[place] if place < len(data) else 0
             size *= int.from_bytes(data[place + 1 : place + 1 + length], "little")
             place += 1 + length
-        # Other pairs of bytes look like a version; only whole layers are this large and finite.
+        # Other byte pairs look like a version too; only real layers are this large and finite.
         if 32 <= size <= (len(data) - place) // 4:
             values = np.frombuffer(data, "<f4", size, place)
             if np.isfinite(values).all() and np.abs(values).max() < 1e4:
@@ -82,7 +86,7 @@ def _tensors(data: bytes) -> list[np.ndarray]:
 
 
 def _layer(conv: np.ndarray, affine: np.ndarray, channels: int, side: int, width: int) -> Layer:
-    """A convolution with the affine layer that follows it."""
+    """Fold the affine layer that follows a convolution into it."""
     weights = conv[:-width].reshape(width, channels, side, side).transpose(2, 3, 1, 0)
     gamma, beta = affine.reshape(2, width)
     flat = np.ascontiguousarray(weights.reshape(-1, width) * gamma)
@@ -90,7 +94,7 @@ def _layer(conv: np.ndarray, affine: np.ndarray, channels: int, side: int, width
 
 
 def _convolve(x: np.ndarray, layer: Layer, side: int, stride: int = 1) -> np.ndarray:
-    """[N, H, W, C] -> [N, h, w, K]; padded only where the stride is 1, as dlib does."""
+    """[N, H, W, C] -> [N, h, w, K]; padded only if the stride is 1, as in dlib."""
     weights, bias = layer
     if stride == 1:
         pad = side // 2
@@ -102,7 +106,7 @@ def _convolve(x: np.ndarray, layer: Layer, side: int, stride: int = 1) -> np.nda
 
 
 def _halved(x: np.ndarray, stride: int) -> np.ndarray:
-    """The shortcut of a residual block: means of 2 x 2 where the block halves the picture."""
+    """Shortcut of a residual block: 2 x 2 means if the block halves the image, else `x`."""
     if stride == 1:
         return x
     height, width = x.shape[1] // 2, x.shape[2] // 2
@@ -111,7 +115,7 @@ def _halved(x: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The sum of two stacks, the smaller filled up with zeros."""
+    """Sum of two arrays; the smaller one is padded with zeros."""
     if a.shape == b.shape:
         return a + b
     total = np.zeros([max(m, n) for m, n in zip(a.shape, b.shape, strict=True)], np.float32)

@@ -1,6 +1,6 @@
-"""Vectors that tell people apart: dlib's 128 numbers of a face, or VGG-Face's fc6 made shorter.
+"""Face embeddings, the vectors that tell people apart: dlib's 128 numbers, or VGG-Face's fc6.
 
-Imported by the decoding child: nothing here needs torch or Ray.
+The decoding child imports this module: it needs no torch.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ import numpy as np
 
 from caan.errors import InputError
 from caan.faces.detection import Box, Face
-from caan.people.config import DLIB_DIM, VGGFACE_DIM, IdentityConfig
-from caan.people.dlib_resnet import CHIP_PIXELS, IdentityNetwork
+from caan.people.config import DLIB_DIM, VGGFACE_DIM, FaceEmbeddingConfig
+from caan.people.dlib_resnet import CHIP_PIXELS, DlibResNet
 
 _MODELS = "face_recognition_models"
 _FILES = ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")
 
 
-class DlibIdentity:
-    """dlib's face recognition network after alignment by its five landmarks.
+class DlibEmbedder:
+    """Align faces by dlib's five landmarks and embed them with its face recognition network.
 
     Source: the packages dlib-bin and face_recognition_models (public domain weights).
     """
@@ -35,16 +35,16 @@ class DlibIdentity:
             raise InputError(
                 "--identity dlib needs the packages dlib-bin and face_recognition_models, which "
                 "are not installed: install them, or give --identity none (people are then not "
-                "told apart)"
+                "told apart)."
             ) from error
         self._dlib = dlib
-        self._network = IdentityNetwork(network)
+        self._network = DlibResNet(network)
         self._landmarks = dlib.shape_predictor(landmarks)
 
     def __call__(self, picture: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-        """Vectors float32 [N, 128] of the faces in these boxes of a picture uint8 [H, W, 3] RGB.
+        """Vectors float32 [N, 128] of the faces in these boxes of an image uint8 [H, W, 3] RGB.
 
-        Euclidean distances of the same person are mostly below 0.5, of two people above it.
+        Euclidean distances are mostly below 0.5 for one person and above it for two people.
         """
         if not boxes:
             return np.zeros((0, DLIB_DIM), np.float32)
@@ -59,28 +59,28 @@ class DlibIdentity:
 
 
 @lru_cache(maxsize=1)
-def dlib_identity() -> DlibIdentity:
-    """The network, loaded once per process (30 MB of weights).
+def dlib_embedder() -> DlibEmbedder:
+    """Load dlib's networks, once per process (30 MB of weights).
 
     Raises:
-        InputError: its packages are not installed.
+        InputError: the packages are not installed.
     """
-    return DlibIdentity()
+    return DlibEmbedder()
 
 
-def identify(
-    config: IdentityConfig | None,
+def face_embeddings(
+    config: FaceEmbeddingConfig | None,
     fps: float,
     frame_index: int,
     faces: Sequence[Face],
     picture: np.ndarray,
 ) -> list[np.ndarray | None]:
-    """The vector of each face of a frame, None where it gets none; boxes are in its pixels."""
+    """Vector float16 [128] of each face of a frame, or None; boxes are in pixels of `picture`."""
     vectors: list[np.ndarray | None] = [None] * len(faces)
     if config is None or config.name != "dlib" or frame_index % config.frame_step(fps):
         return vectors
     large = [n for n, face in enumerate(faces) if _side(face.box) >= config.min_face_pixels]
-    found = dlib_identity()(picture, [faces[n].box for n in large])
+    found = dlib_embedder()(picture, [faces[n].box for n in large])
     for n, vector in zip(large, found, strict=True):
         vectors[n] = vector.astype(np.float16)
     return vectors
@@ -96,8 +96,8 @@ def _projection(dim: int) -> np.ndarray:
     return (rng.normal(size=(dim, VGGFACE_DIM)) / np.sqrt(VGGFACE_DIM)).astype(np.float32)
 
 
-def shorter(vectors: np.ndarray) -> np.ndarray:
-    """fc6 vectors [N, 4096] as float16 [N, 256] of length about 1 that keep their cosines.
+def shorten_fc6(vectors: np.ndarray) -> np.ndarray:
+    """Shorten fc6 vectors [N, 4096] to float16 [N, 256] of length about 1; cosines are kept.
 
     Source: a seeded random projection (Johnson and Lindenstrauss 1984).
     """

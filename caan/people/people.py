@@ -1,4 +1,4 @@
-"""Who is in a video: its segments' faces followed over time, joined to people, and chosen among."""
+"""Find the people of one video in its segment_scores, and choose those whom the policy wants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,44 +16,44 @@ from caan.schema import video_status
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """The person that a manifest row marks."""
+    """The marked person of a manifest row."""
 
     box: Box
-    """`face_box`: x0, y0, x1, y1 in pixels of the full size."""
+    """`face_box`: x0, y0, x1, y1 in pixels of the full-size image."""
     pts_seconds: float | None
-    """`face_pts_seconds`, if known."""
+    """`face_pts_seconds`; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPeople:
-    """One video with its faces sorted out; N rows of faces in time order."""
+    """The tracks and people of one video; N rows of faces in time order."""
 
     frame_index: np.ndarray
-    """Grid index of every sampled frame, int64, rising."""
+    """Grid index of every sampled frame: int64 [F], ascending."""
     pts_seconds: np.ndarray
-    """Its time, float64."""
+    """Time of every sampled frame: float64 [F]."""
     faces: pa.StructArray
-    """Rows of segment_scores' `faces`; `box` is null where a frame without a face was looked at."""
+    """Rows [N] of segment_scores' `faces`; `box` is null in the row of a frame without a face."""
     face_pts_seconds: np.ndarray
-    """Time of each row, float64 [N]."""
+    """Time of each row: float64 [N]."""
     track_ids: np.ndarray
-    """Track of each row, int64 [N]; `DROPPED` for false faces and for frames without a face."""
+    """Track of each row: int64 [N]; `DROPPED` for false faces and frames without a face."""
     person_ids: np.ndarray
-    """Person of each row, likewise; 0 is the most prominent."""
+    """Person of each row: int64 [N]; 0 is the most prominent, `DROPPED` as for `track_ids`."""
     wanted: Sequence[int]
     """The people that the face policy wants, the most prominent first."""
     status: str
-    """Status of the video."""
+    """The video's status."""
 
     @property
     def is_bare(self) -> np.ndarray:
-        """Rows of frames without a face: bool [N]."""
+        """Which rows are frames without a face: bool [N]."""
         return self.faces.field("box").is_null().to_numpy(zero_copy_only=False)
 
     def rows_of(self, person: int) -> np.ndarray:
-        """A person's rows, and those of frames without a face, in time order: int64.
+        """Indices of a person's rows and of frames without a face, in time order: int64.
 
-        A person below 0 is nobody, who has the latter only.
+        For a person below 0 only those of frames without a face.
         """
         own = (self.person_ids == person) & (person >= 0)
         return np.flatnonzero(own | self.is_bare)
@@ -67,10 +67,10 @@ def find_people(
     tracks: TrackConfig,
     mark: Mark | None = None,
 ) -> VideoPeople:
-    """The people of one video from its rows of segment_scores, in the order of their segments.
+    """Find the people of one video in its rows of segment_scores, in segment order.
 
-    Where no face has an appearance vector, people cannot be told apart: under `main` and `marked`
-    the chosen face of each frame is then one person, under `all` every track is one.
+    If no face has an appearance vector, people cannot be told apart. Then under `main` and `marked`
+    the chosen faces of all frames are one person, and under `all` every track is a person.
     """
     frames, _ = flat_list(segments["frames"])
     faces, _ = flat_list(segments["faces"])
@@ -87,12 +87,14 @@ def find_people(
         scores, seen = scores[kept], seen[kept]
         if not seen.any() and status == "ok":
             status = "no_face"
+    appearance = faces.field("appearance_vector").filter(pa.array(seen))
+    has_appearance = appearance.null_count < len(appearance)
     detections = Detections(
         frame_index=index[seen],
         pts_seconds=times[seen],
         boxes=numbers(faces.field("box").filter(pa.array(seen))),
         scores=scores[seen],
-        appearance=_appearance(faces.field("appearance_vector").filter(pa.array(seen))),
+        appearance=numbers(appearance, missing=np.nan) if has_appearance else None,
     )
     histograms = frames.field("histogram")
     known = Frames(
@@ -123,11 +125,12 @@ def find_people(
 def false_faces(
     pts_seconds: np.ndarray, scores: np.ndarray, seen: np.ndarray, detector: str
 ) -> np.ndarray:
-    """Which rows are lone faces of low score, taken for false: bool [N].
+    """Which rows are false faces, that is lone faces with a low score: bool [N].
 
-    A face counts from the detector's own lowest score on if one is seen in another frame within
-    `LONE_SECONDS` of it, else from `LONE_MIN_SCORES` on (Source: our choice, after the two
-    thresholds of hysteresis in edge detection).
+    A face is lone if no other frame within `LONE_SECONDS` has a face. A lone face needs a score of
+    `LONE_MIN_SCORES`. Any other face needs only the detector's own lowest score.
+
+    Source: our choice, after the two thresholds of hysteresis in edge detection.
     """
     own = pts_seconds[seen]
     times = np.concatenate([[-np.inf], np.unique(own), [np.inf]])
@@ -138,18 +141,8 @@ def false_faces(
     return is_false
 
 
-def _appearance(column: pa.FixedSizeListArray) -> np.ndarray | None:
-    """Vectors float16 [N, D], NaN where there is none; None if nobody has one."""
-    if column.null_count == len(column):
-        return None
-    given = column.is_valid().to_numpy(zero_copy_only=False)
-    vectors = np.full((len(column), column.type.list_size), np.nan, np.float16)
-    vectors[given] = numbers(column.drop_null())
-    return vectors
-
-
 def _chosen_faces(faces: Detections, policy: Policy, mark: Mark | None) -> np.ndarray:
-    """Person 0 for the largest face of each frame, or the one on the marked box; else `DROPPED`."""
+    """Person 0 for one face of each frame, the largest or the marked one; `DROPPED` for others."""
     sizes = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
     if policy == "marked" and mark is not None:
         sizes = iou(faces.boxes, np.array([mark.box]))[:, 0]
@@ -161,8 +154,8 @@ def _chosen_faces(faces: Detections, policy: Policy, mark: Mark | None) -> np.nd
 
 
 def _by_prominence(faces: Detections, person_ids: np.ndarray) -> np.ndarray:
-    """The same people numbered anew, the most prominent 0."""
+    """Renumber people by prominence; the most prominent is 0."""
     order = select_people(faces, person_ids, "all")
-    rank = np.full(len(order) + 1, DROPPED, np.int64)  # the last place serves DROPPED, -1
+    rank = np.full(len(order) + 1, DROPPED, np.int64)  # DROPPED (-1) indexes the last entry
     rank[order] = np.arange(len(order))
     return rank[person_ids]

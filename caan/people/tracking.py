@@ -1,17 +1,17 @@
-"""Follows faces through one video: detections -> tracks -> people, over the whole video in time.
+"""Follow the faces of one video: detections -> tracks -> people.
 
 A **track** is one face followed without a break: it ends at a cut or a gap. A **person** is the
-tracks of one human, joined by appearance. Nothing here depends on how the video was cut into
-segments, on chance, or on threads. Made for 1 to 5 sampled frames per second, where the boxes of a
-moving face hardly overlap: position counts relative to the face's size, and appearance with it.
+tracks of one human, joined by appearance. The result does not depend on segments, random numbers or
+threads. The method is made for 1 to 5 sampled frames per second. At that rate the boxes of a moving
+face hardly overlap, so the cost of a link uses distance relative to face size, and appearance.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
+from caan.errors import InputError
 from caan.faces.detection import Box, Policy, iou
 from caan.people.clustering import join_people, mend_tracks, split_tracks
 from caan.people.config import TrackConfig
@@ -27,27 +27,27 @@ from caan.people.detections import (
 )
 
 UNLIKE_LIMIT = 1.5
-"""A face that is this many times `person_distance` from a track's appearance is another's, unless
-it lies where the track was. For dlib that is 0.6, its author's limit for two single pictures of one
-person; means over a track differ less."""
+"""A face further than this many times `person_distance` from a track's appearance is not linked to
+it, unless it lies where the track was. For dlib that is 0.6, its author's limit for two single
+images of one person; means over a track differ less."""
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """Who is who in one video."""
+    """Tracks, people and cuts of one video."""
 
     track_ids: np.ndarray
     """Track of each face: int64 [N], 0, 1, ... by first appearance, or `DROPPED`."""
     person_ids: np.ndarray
     """Person of each face: int64 [N], 0, 1, ... by first appearance, or `DROPPED`."""
     cuts: np.ndarray
-    """Grid indices of the frames that open a new shot, int64, without the first."""
+    """Grid indices of the first frame of each shot but the first: int64."""
 
 
 def follow_faces(
     faces: Detections, frames: Frames | None = None, config: TrackConfig | None = None
 ) -> Tracking:
-    """Tracks and people of one video; `frames` (none: no cuts known) tell where the cuts are."""
+    """Find the tracks and people of one video; without `frames` no cuts are found."""
     config = config or TrackConfig()
     cuts = find_cuts(frames, config.cut_distance) if frames is not None else np.zeros(0, np.int64)
     track_ids = split_tracks(faces, _link(faces, cuts, config), config)
@@ -58,9 +58,9 @@ def follow_faces(
 
 
 def find_cuts(frames: Frames, cut_distance: float) -> np.ndarray:
-    """Grid indices of the frames before which the picture changes as a whole, int64.
+    """Grid indices of the frames that follow a cut: int64.
 
-    Source: our choice; total variation between neighbouring frames' histograms.
+    Source: our choice; total variation between the histograms of neighbouring frames.
     """
     if frames.histograms is None or len(frames.frame_index) < 2:
         return np.zeros(0, np.int64)
@@ -72,7 +72,7 @@ def find_cuts(frames: Frames, cut_distance: float) -> np.ndarray:
 
 @dataclass
 class _Track:
-    """A track while it grows."""
+    """A track that is still being built."""
 
     id: int
     box: np.ndarray
@@ -82,7 +82,7 @@ class _Track:
     num_faces: int = 1
 
     def predicted(self, seconds: float) -> np.ndarray:
-        """Where the box will be; after a second of absence it is thought to stand still."""
+        """Predict the box at this time; the velocity counts for at most one second."""
         return self.box + np.tile(self.velocity * min(seconds - self.seconds, 1.0), 2)
 
     def add(self, box: np.ndarray, seconds: float, appearance: np.ndarray | None) -> None:
@@ -90,14 +90,18 @@ class _Track:
         velocity = (centres(box[None])[0] - centres(self.box[None])[0]) / passed
         self.velocity = velocity if self.num_faces == 1 else 0.5 * (self.velocity + velocity)
         if appearance is not None and self.appearance is not None and not np.isnan(appearance[0]):
-            # The mean of the last few faces: a mean of all would not follow a turning head.
+            # A moving average: the mean of all faces would not follow a turning head.
             is_first = np.isnan(self.appearance[0])
             self.appearance = appearance if is_first else 0.7 * self.appearance + 0.3 * appearance
         self.box, self.seconds, self.num_faces = box, seconds, self.num_faces + 1
 
 
 def _link(faces: Detections, cuts: np.ndarray, config: TrackConfig) -> np.ndarray:
-    """Track of each face, by one assignment per frame."""
+    """Link faces to tracks by one assignment per frame; return the track of each face."""
+    from scipy.optimize import (
+        linear_sum_assignment,
+    )  # imports for 0.6 s: only where faces are linked
+
     track_ids = np.full(len(faces.frame_index), DROPPED, np.int64)
     boxes = faces.boxes.astype(np.float64)
     unlike_distance = _unlike_distance(faces, config)
@@ -131,10 +135,10 @@ def _link(faces: Detections, cuts: np.ndarray, config: TrackConfig) -> np.ndarra
 
 
 def _unlike_distance(faces: Detections, config: TrackConfig) -> float | None:
-    """The distance at which two faces look like two people; none: appearance says nothing.
+    """Distance at which two faces look like two people; None: appearance does not help.
 
-    A vector without a known `person_distance` is measured on the video itself: the median distance
-    of faces seen in one frame (of the first 1000 such frames), who must be different people.
+    Without a `person_distance` it is measured on the video itself: the median distance between
+    faces in one frame, which are different people, over the first 1000 frames with several faces.
     """
     if faces.appearance is None or config.person_distance is not None:
         return config.person_distance if faces.appearance is not None else None
@@ -157,10 +161,10 @@ def _costs(
     unlike_distance: float | None,
     config: TrackConfig,
 ) -> np.ndarray:
-    """Cost [tracks, faces] of calling a face the next of a track: 0..1, infinite if impossible.
+    """Cost [tracks, faces] of linking a face to a track: 0..1, infinite if impossible.
 
     Source: our choice, after SORT (Bewley 2016: IoU, constant velocity, Hungarian) and DeepSORT
-    (Wojke 2017: appearance); distance relative to size serves where boxes no longer overlap.
+    (Wojke 2017: appearance). Distance relative to face size is used where boxes do not overlap.
     """
     if not tracks:
         return np.zeros((0, len(boxes)))
@@ -174,7 +178,7 @@ def _costs(
     growth = np.abs(np.log(sizes(last)[:, None] / sizes(boxes)[None]))
     overlap = np.maximum(iou(predicted, boxes), iou(last, boxes))
     possible = (np.minimum(to_predicted, to_last) <= reach) & (growth <= np.log(config.max_growth))
-    # Crossing faces swap places: the last place alone would swap their tracks.
+    # Crossing faces exchange positions: with the last position alone they would swap tracks.
     distance = np.minimum((0.75 * to_predicted + 0.25 * to_last) / reach, 1)
     cost = (
         0.6 * distance + 0.2 * (1 - overlap) + 0.2 * growth / np.log(max(config.max_growth, 1.01))
@@ -182,9 +186,9 @@ def _costs(
     if vectors is not None and unlike_distance is not None:
         means = np.array([track.appearance for track in tracks])
         unlike = distances_between(means, vectors, config.metric) / unlike_distance
-        unlike = np.where(np.isnan(unlike), 1.0, unlike)  # not known: neither like nor unlike
+        unlike = np.where(np.isnan(unlike), 1.0, unlike)  # 1: not known
         if config.person_distance is not None:
-            # A face that turns or laughs looks unlike itself for a moment, but stays in place.
+            # A face that turns or laughs changes its vector for a moment, but stays in place.
             possible &= (unlike <= UNLIKE_LIMIT) | (overlap >= 0.5)
         cost = 0.5 * cost + 0.5 * np.minimum(unlike / 2, 1)
     return np.where(possible, np.minimum(cost, 1), np.inf)
@@ -197,7 +201,7 @@ def _drop_short(
     frames: Frames | None,
     min_track_faces: int,
 ) -> np.ndarray:
-    """Track ids numbered anew without the short ones."""
+    """Drop short tracks; return new track ids."""
     if not len(track_ids):
         return track_ids
     counts = np.bincount(track_ids)
@@ -215,9 +219,9 @@ def _drop_short(
 
 
 def prominence(faces: Detections, person_ids: np.ndarray) -> np.ndarray:
-    """Mean area (pixels) x mean score x number of faces of each person: float64 [people].
+    """Prominence of each person: float64 [people], mean area (pixels) x mean score x face count.
 
-    Source: our choice of what makes someone the main person of a video.
+    Source: our choice; the most prominent person is the main person of a video.
     """
     kept = person_ids >= 0
     people = person_ids[kept]
@@ -235,13 +239,18 @@ def select_people(
     marked_box: Box | None = None,
     marked_seconds: float | None = None,
 ) -> list[int]:
-    """The people of a video that `policy` wants, the most prominent first.
+    """Choose the people of a video that `policy` wants, the most prominent first.
 
-    `main`: the most prominent. `marked`: the one whose faces overlap `marked_box` most (mean IoU,
-    in the frame nearest to `marked_seconds` if that is given), nobody if none does. `all`: all.
+    | policy | people |
+    |---|---|
+    | `main` | the most prominent one |
+    | `marked` | the one with the highest mean IoU with `marked_box`; nobody if none overlaps it |
+    | `all` | everybody |
+
+    With `marked_seconds`, `marked` compares only the faces nearest to that time.
 
     Raises:
-        ValueError: unknown policy, or `marked` without a box.
+        InputError: `marked` without a box.
     """
     order = np.argsort(-prominence(faces, person_ids), kind="stable").tolist()
     if policy == "all" or not order:
@@ -249,7 +258,7 @@ def select_people(
     if policy == "main":
         return order[:1]
     if policy != "marked" or marked_box is None:
-        raise ValueError(f"face policy `{policy}` needs a face_box, or give main or all")
+        raise InputError(f"face policy `{policy}` needs a face_box: give one, or give main or all")
     considered = person_ids >= 0
     if marked_seconds is not None:
         away = np.where(considered, np.abs(faces.pts_seconds - marked_seconds), np.inf)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from caan import metrics
 from caan.errors import InputError
+from caan.faces.detection import iou
 from caan.schema import LABEL_SETS, UNCERTAIN, canonical_emotion, label_set_of
 
 NO_LABEL = "no label"
@@ -173,21 +174,11 @@ def marked_person(row: Row, scores: Sequence[Row]) -> str | None:
     for score in scores:
         if score["box"] is None:
             continue
-        overlap = box_overlap(row["face_box"], score["box"])
+        overlap = float(iou(np.array([row["face_box"]]), np.array([score["box"]]))[0, 0])
         nearness = 0.0 if at is None else -abs(score["pts_seconds"] - at)
         if overlap > 0 and (found is None or (nearness, overlap) > best):
             best, found = (nearness, overlap), score["person_id"]
     return found
-
-
-def box_overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union, 0..1, of two boxes x0, y0, x1, y1."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return width * height / (areas - width * height)
 
 
 def _predicted(scored: Row | None, emotions: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ from caan.metrics import ReliabilityBin
 from caan.report import evaluation, page, plots
 from caan.report.config import ReportConfig
 from caan.report.evaluation import NO_LABEL, EvaluatedVideo, Row
-from caan.report.label_tables import LabelRun
+from caan.report.label_run import LabelRun
 from caan.report.strips import StripMaker
 from caan.schema import STATUSES, UNCERTAIN
 

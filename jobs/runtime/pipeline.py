@@ -26,7 +26,7 @@ from caan.outputs import commits, layout
 from caan.outputs.layout import SUCCESS, Shard
 from caan.outputs.plan import WATCHED, check_manifest, plan_segments
 from caan.outputs.throughput import Pools, limit_of
-from caan.people.config import IdentityConfig
+from caan.people.config import FaceEmbeddingConfig
 from jobs.runtime import cluster, pools, stages
 from jobs.runtime import progress as progress_
 
@@ -76,7 +76,7 @@ class Pipeline:
     """Makes the last stage: `build(*arguments, device, batch_size, num_threads)`."""
     arguments: tuple[Any, ...]
     """Its first arguments."""
-    identity: IdentityConfig | None = None
+    identity: FaceEmbeddingConfig | None = None
     """Which faces get a vector that tells people apart; None: none."""
 
     def run(self, job: str, shards: list[Shard]) -> dict[str, Any]:

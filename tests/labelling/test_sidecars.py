@@ -13,7 +13,7 @@ import pytest
 from caan.labelling import sidecars
 from caan.labelling.config import SidecarConfig
 from caan.labelling.sidecars import write_sidecars
-from caan.report import label_tables
+from caan.report import label_run
 from caan.schema import EMOTIONS, LABELS_SCHEMA, table_of
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -73,7 +73,7 @@ def test_all_sidecars_of_two_people_are_written_and_the_report_finds_the_preview
         "timelines/v.vtt", "timelines/v.eaf", "previews/v.mp4", "strips/v.png", "strips/v-p1.png",
     }  # fmt: skip
     assert "p1: fear 0.75" in (tmp_path / "labels" / "timelines" / "v.vtt").read_text()
-    run = label_tables.LabelRun(
+    run = label_run.LabelRun(
         labels=table_of([], LABELS_SCHEMA), run={}, folder=str(tmp_path / "labels")
     )
     assert run.previews(str(tmp_path / "report")) == {"v": "../labels/previews/v.mp4"}

@@ -11,7 +11,7 @@ from caan.labelling.video_labels import pool_videos
 from caan.models.build import build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.models.config import ModelConfig
-from caan.people.config import TrackConfig, with_identity
+from caan.people.config import TrackConfig, with_person_distance
 from caan.people.people import Mark
 from caan.schema import EMOTIONS, WINDOWS_SCHEMA, segment_scores_schema, table_of
 
@@ -19,7 +19,7 @@ NUM_FRAMES, FPS = 60, 2.0
 CUT = 31
 ALL = PoolConfig(
     face_policy="all",
-    tracks=with_identity(TrackConfig(), "dlib"),
+    tracks=with_person_distance(TrackConfig(), "dlib"),
     window_seconds=4.0,
     stride_seconds=2.0,
 )

@@ -9,9 +9,9 @@ import pytest
 from caan.errors import InputError
 from caan.faces.detection import Face
 from caan.media.sampling import sample_frames
-from caan.people.config import IdentityConfig, identity_name
-from caan.people.dlib_resnet import IdentityNetwork
-from caan.people.face_embedding import dlib_identity, identify, shorter
+from caan.people.config import FaceEmbeddingConfig, face_embedding_name
+from caan.people.dlib_resnet import DlibResNet
+from caan.people.face_embedding import dlib_embedder, face_embeddings, shorten_fc6
 
 dlib = pytest.importorskip("_dlib_pybind11", reason="needs the wheel of dlib")
 
@@ -26,27 +26,27 @@ def picture(carphone: Path) -> np.ndarray:
 def test_our_network_gives_the_vectors_of_dlibs_own(picture: np.ndarray) -> None:
     files = {f.name: str(f.locate()) for f in metadata.files("face_recognition_models") or ()}
     path = files["dlib_face_recognition_resnet_model_v1.dat"]
-    identity = dlib_identity()
-    chips = np.array([identity._chip(picture, FACE.box), identity._chip(picture, (0, 0, 90, 90))])
+    embedder = dlib_embedder()
+    chips = np.array([embedder._chip(picture, FACE.box), embedder._chip(picture, (0, 0, 90, 90))])
     theirs = dlib.face_recognition_model_v1(path).compute_face_descriptor(list(chips))
-    ours = IdentityNetwork(path)(chips)
+    ours = DlibResNet(path)(chips)
     assert np.abs(ours - np.array([list(vector) for vector in theirs])).max() < 1e-4
     assert np.linalg.norm(ours[0] - ours[1]) > 0.3
     with pytest.raises(InputError, match="landmarks"):
-        IdentityNetwork(files["shape_predictor_5_face_landmarks.dat"])
+        DlibResNet(files["shape_predictor_5_face_landmarks.dat"])
 
 
 def test_the_grid_alone_decides_which_frames_are_looked_at(picture: np.ndarray) -> None:
     tiny = Face(box=(0.0, 0.0, 20.0, 20.0), score=0.9)
-    config = IdentityConfig(every_seconds=1.0)
-    first, none = identify(config, 2.0, 4, [FACE, tiny], picture)
+    config = FaceEmbeddingConfig(every_seconds=1.0)
+    first, none = face_embeddings(config, 2.0, 4, [FACE, tiny], picture)
     assert first is not None
     assert first.shape == (128,)
     assert none is None
-    assert identify(config, 2.0, 5, [FACE], picture) == [None]
-    assert identify(config, 0.3, 5, [FACE], picture)[0] is not None
-    assert identify(None, 2.0, 4, [FACE], picture) == [None]
-    assert identify(IdentityConfig(name="none"), 2.0, 4, [FACE], picture) == [None]
+    assert face_embeddings(config, 2.0, 5, [FACE], picture) == [None]
+    assert face_embeddings(config, 0.3, 5, [FACE], picture)[0] is not None
+    assert face_embeddings(None, 2.0, 4, [FACE], picture) == [None]
+    assert face_embeddings(FaceEmbeddingConfig(name="none"), 2.0, 4, [FACE], picture) == [None]
 
 
 def test_shorter_vectors_keep_their_cosines() -> None:
@@ -54,15 +54,15 @@ def test_shorter_vectors_keep_their_cosines() -> None:
     people = np.maximum(rng.normal(size=(4, 1, 4096)), 0)
     faces = np.maximum(people + 0.3 * rng.normal(size=(4, 3, 4096)), 0).reshape(12, 4096)
     unit = faces / np.linalg.norm(faces, axis=1, keepdims=True)
-    short = shorter(faces.astype(np.float16)).astype(np.float64)
+    short = shorten_fc6(faces.astype(np.float16)).astype(np.float64)
     assert np.abs(short @ short.T - unit @ unit.T).max() < 0.25
-    assert short[:5] == pytest.approx(shorter(faces[:5].astype(np.float16)), abs=1e-3)
+    assert short[:5] == pytest.approx(shorten_fc6(faces[:5].astype(np.float16)), abs=1e-3)
 
 
 def test_auto_is_the_backbones_own_vector_where_it_knows_people() -> None:
-    assert identity_name("auto", "vggface", is_random=False) == "vggface"
-    assert identity_name("auto", "vggface", is_random=True) == "dlib"
-    assert identity_name("auto", "starter_face", is_random=False) == "dlib"
-    assert identity_name("none", "vggface", is_random=False) == "none"
+    assert face_embedding_name("auto", "vggface", is_random=False) == "vggface"
+    assert face_embedding_name("auto", "vggface", is_random=True) == "dlib"
+    assert face_embedding_name("auto", "starter_face", is_random=False) == "dlib"
+    assert face_embedding_name("none", "vggface", is_random=False) == "none"
     with pytest.raises(InputError, match="starter_face"):
-        identity_name("vggface", "starter_face", is_random=False)
+        face_embedding_name("vggface", "starter_face", is_random=False)

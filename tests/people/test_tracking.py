@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from caan.people.clustering import average_linkage
-from caan.people.config import TrackConfig, with_identity
+from caan.people.config import TrackConfig, with_person_distance
 from caan.people.detections import DROPPED, Detections, Frames
 from caan.people.tracking import find_cuts, follow_faces, select_people
 
 SIZE = 40.0
 NAMES = {name: vector for name, vector in zip("abcd", np.eye(8)[:4], strict=True)}
-IDENTITY = TrackConfig(metric="cosine", person_distance=0.5)
+TELLS_PEOPLE = TrackConfig(metric="cosine", person_distance=0.5)
 
 
 def detections(seen, fps=2.0, *, with_appearance=False, seed=0):
@@ -51,7 +51,7 @@ def test_crossing_paths_keep_their_tracks(fps, with_appearance):
         seconds = k / fps
         seen += [(k, "a", 60 + 40 * seconds, 100), (k, "b", 540 - 40 * seconds, 125)]
     faces, names = detections(seen, fps, with_appearance=with_appearance)
-    tracking = follow_faces(faces, frames(12 * fps), IDENTITY)
+    tracking = follow_faces(faces, frames(12 * fps), TELLS_PEOPLE)
     assert groups(tracking.track_ids, names) == [{"a"}, {"b"}]
 
 
@@ -68,7 +68,7 @@ def test_a_cut_ends_tracks_and_appearance_joins_them_to_people():
         left, right = ("a", "b") if k < 10 or k >= 20 else ("b", "a")
         seen += [(k, left, 100, 100), (k, right, 400, 100)]
     faces, names = detections(seen, with_appearance=True)
-    tracking = follow_faces(faces, frames(30, cuts=(10, 20)), IDENTITY)
+    tracking = follow_faces(faces, frames(30, cuts=(10, 20)), TELLS_PEOPLE)
     assert tracking.cuts.tolist() == [10, 20]
     assert tracking.track_ids.max() + 1 == 6
     assert groups(tracking.person_ids, names) == [{"a"}, {"b"}]
@@ -77,11 +77,11 @@ def test_a_cut_ends_tracks_and_appearance_joins_them_to_people():
 def test_two_tracks_at_the_same_time_are_never_one_person():
     seen = [(k, "a", x, 100) for k in range(6) for x in (100, 400)]
     faces, _ = detections(seen, with_appearance=True)
-    tracking = follow_faces(faces, frames(6), IDENTITY)
+    tracking = follow_faces(faces, frames(6), TELLS_PEOPLE)
     assert set(tracking.person_ids) == {0, 1}
 
 
-def test_without_identity_every_track_is_a_person():
+def test_without_a_person_distance_every_track_is_a_person():
     seen = [(k, "a", 100, 100) for k in range(20)]
     faces, _ = detections(seen, with_appearance=True)
     tracking = follow_faces(faces, frames(20, cuts=(10,)), TrackConfig())
@@ -99,7 +99,7 @@ def test_any_appearance_helps_where_paths_are_wild():
 def test_someone_who_takes_the_place_of_another_is_a_new_track():
     seen = [(k, "a" if k < 8 else "b", 100 + (k >= 8) * 30, 100) for k in range(16)]
     faces, names = detections(seen, with_appearance=True)
-    assert groups(follow_faces(faces, frames(16), IDENTITY).track_ids, names) == [{"a"}, {"b"}]
+    assert groups(follow_faces(faces, frames(16), TELLS_PEOPLE).track_ids, names) == [{"a"}, {"b"}]
 
 
 def test_short_false_tracks_are_dropped_but_never_all():
@@ -118,7 +118,7 @@ def test_short_false_tracks_are_dropped_but_never_all():
 def test_following_is_deterministic_and_takes_an_empty_video():
     seen = [(k, n, 100 * i, 9 * k) for k in range(30) for i, n in enumerate("abcd")]
     faces, names = detections(seen, with_appearance=True)
-    first, second = (follow_faces(faces, frames(30), IDENTITY) for _ in range(2))
+    first, second = (follow_faces(faces, frames(30), TELLS_PEOPLE) for _ in range(2))
     assert np.array_equal(first.person_ids, second.person_ids)
     assert groups(first.person_ids, names) == [{"a"}, {"b"}, {"c"}, {"d"}]
     empty = Detections(
@@ -162,14 +162,14 @@ def test_cuts_need_histograms_and_a_change():
     assert find_cuts(Frames(frame_index=np.arange(6)), 0.4).tolist() == []
 
 
-def test_identity_vectors_bring_their_own_distance():
-    assert with_identity(TrackConfig(), "dlib").metric == "euclidean"
-    assert with_identity(IDENTITY, "dlib") == IDENTITY
-    assert with_identity(TrackConfig(), "starter_face").person_distance is None
+def test_face_embeddings_bring_their_own_distance():
+    assert with_person_distance(TrackConfig(), "dlib").metric == "euclidean"
+    assert with_person_distance(TELLS_PEOPLE, "dlib") == TELLS_PEOPLE
+    assert with_person_distance(TrackConfig(), "starter_face").person_distance is None
 
 
 def looked_at(faces, step):
-    """The same faces with vectors in every `step`th frame only, as identity vectors come."""
+    """The same faces with vectors in every `step`th frame only, as face embeddings come."""
     vectors = np.where((faces.frame_index % step == 0)[:, None], faces.appearance, np.nan)
     return dataclasses.replace(faces, appearance=vectors)
 
@@ -180,7 +180,7 @@ def test_faces_that_swap_tracks_between_two_looks_get_their_own_rest_back():
         left, right = ("a", "b") if k < 52 else ("b", "a")  # no cut: the pictures are alike
         seen += [(k, left, 100, 100), (k, right, 190, 100)]
     faces, names = detections(seen, fps=5.0, with_appearance=True)
-    tracking = follow_faces(looked_at(faces, 5), frames(100), IDENTITY)
+    tracking = follow_faces(looked_at(faces, 5), frames(100), TELLS_PEOPLE)
     of_people = groups(tracking.person_ids, names)
     assert len(of_people) == 2
     for person, name in zip(range(2), "ab", strict=True):
@@ -193,4 +193,4 @@ def test_a_face_that_looks_like_another_once_stays_in_its_track():
     vectors = faces.appearance.copy()
     vectors[30] = NAMES["b"]
     faces = looked_at(dataclasses.replace(faces, appearance=vectors), 5)
-    assert follow_faces(faces, frames(60), IDENTITY).track_ids.max() == 0
+    assert follow_faces(faces, frames(60), TELLS_PEOPLE).track_ids.max() == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from caan import storage
-from caan.report import config, label_tables, report
+from caan.report import config, label_run, report
 from caan.report import page as html_report
 from caan.report.evaluation import EvaluatedVideo
 from caan.schema import (
@@ -79,7 +79,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report.write_report(
         str(folder / "report"),
         table_of(manifest, MANIFEST_SCHEMA),
-        label_tables.read_label_run(str(folder / "run")),
+        label_run.read_label_run(str(folder / "run")),
         config.ReportConfig(),
     )
     return folder / "report" / "report.html"

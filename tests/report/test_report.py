@@ -11,7 +11,7 @@ import pytest
 
 from caan import storage
 from caan.errors import InputError
-from caan.report import evaluation, label_tables, plots, report
+from caan.report import evaluation, label_run, plots, report
 from caan.report.config import ReportConfig, StripConfig
 from caan.report.strips import StripMaker
 from caan.schema import (
@@ -98,8 +98,8 @@ def build(folder: Path, config: ReportConfig | None = None) -> dict:
     config = config or ReportConfig(num_strips=3, strips=StripConfig(num_frames=3))
     return report.write_report(
         str(folder / "report"),
-        label_tables.read_manifest(str(folder / "manifest.parquet"), config.split),
-        label_tables.read_label_run(str(folder / "run")),
+        label_run.read_manifest(str(folder / "manifest.parquet"), config.split),
+        label_run.read_label_run(str(folder / "run")),
         config,
     )
 
@@ -153,8 +153,8 @@ def test_the_report_folder_is_whole_and_names_random_weights(built: tuple[Path, 
 
 
 def test_a_strip_holds_the_frame_of_the_highest_score_in_time_order(label_folder: Path) -> None:
-    run = label_tables.read_label_run(str(label_folder / "run"))
-    manifest = label_tables.read_manifest(str(label_folder / "manifest.parquet"))
+    run = label_run.read_label_run(str(label_folder / "run"))
+    manifest = label_run.read_manifest(str(label_folder / "manifest.parquet"))
     video = evaluation.join_labels(manifest, run.labels, run.frame_scores([]), EMOTIONS)[0]
     scores = run.frame_scores(["a"]).to_pylist()
     with StripMaker(StripConfig(num_frames=3)) as maker:

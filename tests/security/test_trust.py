@@ -34,7 +34,7 @@ from caan.labelling.sidecars import write_sidecars
 from caan.models import checkpoint
 from caan.outputs.forget import forget
 from caan.outputs.plan import check_manifest
-from caan.report import label_tables
+from caan.report import label_run
 from caan.schema import LABELS_SCHEMA, MANIFEST_SCHEMA, table_of
 from caan.storage import paths
 from caan.training.loop import STATE_FILE, fit
@@ -143,12 +143,12 @@ def test_an_id_that_is_no_plain_name_is_refused_everywhere(bad: str, tmp_path: P
         check_manifest(manifest, "m")
     storage.write_table(manifest, f"{tmp_path}/given/m.parquet")
     with pytest.raises(InputError):
-        label_tables.read_manifest(f"{tmp_path}/given/m.parquet")
+        label_run.read_manifest(f"{tmp_path}/given/m.parquet")
     for person in ({"video_id": bad, "person_id": None}, {"video_id": "a", "person_id": bad}):
         labels = table_of([person | {"is_main": True}], LABELS_SCHEMA)
         storage.write_table(labels, f"{tmp_path}/given/labels/l.parquet")
         with pytest.raises(InputError):
-            label_tables.read_label_run(f"{tmp_path}/given")
+            label_run.read_label_run(f"{tmp_path}/given")
     storage.write_json(f"{output}/run.json", {"job": "extract"})
     if bad in ("../../x", "/x", "a/b", "..", "a\0b"):
         with pytest.raises(InputError):
