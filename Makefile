@@ -1,6 +1,7 @@
 # make demo [VIDEOS=folder]   set up, then label real clips and say where the report is
-# make test                   set up, then run the tests but the slow ones
-# make test-all               the slow ones too: submitted jobs, lost nodes; wants a quiet machine
+# make test                   set up, then run the tests but the slow ones, in two processes
+# make test-slow              the slow ones: submitted jobs, lost nodes, kills; wants a quiet machine
+# make test-all               both
 # make lint                   set up, then ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 VIDEOS ?=
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-slow test-all lint format clean
 
 setup: $(STAMP)
 
@@ -24,10 +25,12 @@ demo: $(STAMP)
 	$(BIN)/python -m jobs.demo --videos "$(VIDEOS)"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow"
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

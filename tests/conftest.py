@@ -1,8 +1,14 @@
-"""Fixtures shared by the tests: real material when it lies beside the checkout."""
+"""Fixtures shared by the tests, how tests are spread over processes, and what was skipped.
+
+Material that is not part of the repository is used when it lies beside the checkout.
+"""
 
 import importlib.util
 import logging
+import os
+import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +20,21 @@ from moto.server import ThreadedMotoServer
 
 from caan.media.sampling import sample_frames
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores: a thread each is quickest
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
+
+RAY_GROUP = "ray"
+"""Tests of this group run in one process: an embedded Ray stays there from test to test."""
+
+S3_KEYS = {
+    "AWS_ACCESS_KEY_ID": "a-key-for-tests",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-for-tests",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""Variables that reach the S3 server, its address aside."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -80,11 +100,56 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new empty bucket `s3://...`, reached by the ordinary AWS variables."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key-for-tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-for-tests")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in {"AWS_ENDPOINT_URL": s3_server, **S3_KEYS}.items():
+        monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def _ray_ends() -> Iterator[None]:
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def running_ray(s3_server: str, _ray_ends: None) -> None:
+    """One embedded Ray for all tests of a process; its workers reach the S3 server.
+
+    It starts again where a test has shut it down.
+    """
+    from jobs.runtime import cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ENDPOINT_URL": s3_server, **S3_KEYS}.items():
+            patch.setenv(name, value)
+        cluster.start()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the processes of `-n 2 --dist loadgroup` their groups: one per file, one for Ray.
+
+    The Ray tests take longest, so they begin first.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    items.sort(key=lambda item: not item.get_closest_marker("ray"))
+    for item in items:
+        file = f"{item.path.parent.name}/{item.path.stem}"
+        group = RAY_GROUP if item.get_closest_marker("ray") else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line per reason for which tests were skipped."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:4d}  {reason}")

@@ -1,13 +1,11 @@
 """The comparison of systems: trials learn, resume, and end in the paper's tables."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 
 from caan import schema, storage
 from caan.errors import InputError
@@ -16,7 +14,6 @@ from caan.experiments import trials as comparison
 from caan.experiments.trials import SYSTEMS, Trial
 from caan.features.packed import PackedVideos
 from jobs import reproduce
-from jobs.runtime import cluster
 from tests.support.stored_features import segment_row, write_features
 
 DIM, LABELS = 24, ("anger", "joy", "sadness")
@@ -114,15 +111,6 @@ def test_other_manifests_may_change_splits_only(videos: PackedVideos) -> None:
     columns["label"] = ["joy"] * 90
     with pytest.raises(InputError, match="differ in their splits only"):
         comparison.with_splits(videos, pa.table(columns), "m")
-
-
-@pytest.fixture
-def running_ray() -> Iterator[None]:
-    was_there = ray.is_initialized()
-    cluster.start()
-    yield
-    if not was_there:
-        ray.shutdown()
 
 
 @pytest.mark.ray

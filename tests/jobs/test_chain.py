@@ -9,10 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +22,7 @@ from caan.errors import InputError
 from caan.media.sampling import sample_frames
 from caan.outputs.plan import plan_segments
 from jobs import evaluate, extract, index, label, train, verify
-from jobs.runtime import cli, cluster
+from jobs.runtime import cli
 from jobs.runtime.pipeline import Resources, actor_pool, longest_first
 from tests.support.clips import write_clip
 
@@ -65,38 +63,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, carphone: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def bucket(s3_server: str) -> Iterator[str]:
-    """A bucket that Ray's workers reach too: the variables stand before Ray starts."""
-    variables = {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "testing-key",
-        "AWS_SECRET_ACCESS_KEY": "testing-secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="archive")
-        yield "s3://archive"
-
-
-@pytest.fixture(scope="module")
-def running_ray(bucket: str) -> Iterator[None]:
-    cluster.start()
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.ray
 def test_the_whole_chain_runs_on_s3_and_resumes(
     corpus: Path,
-    bucket: str,
+    s3_bucket: str,
     running_ray: None,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    bucket = s3_bucket
     storage.copy_folder(corpus, f"{bucket}/videos")
     manifest = f"{bucket}/manifest.parquet"
     assert index.main(index.Job(input=f"{bucket}/videos", output=manifest)) == 0
@@ -193,7 +168,9 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     report = f"{bucket}/report"
     assert evaluate.main(evaluate.Job(labels=labels, manifest=manifest, output=report)) == 0
     assert storage.read_json(f"{report}/metrics.json")["statuses"] == {"ok": 8, "unreadable": 1}
-    assert "testing-secret" not in json.dumps(storage.read_json(f"{labels}/run.json"))
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(
+        storage.read_json(f"{labels}/run.json")
+    )
 
 
 def test_no_worker_ends_with_a_long_segment_that_could_have_come_first() -> None:

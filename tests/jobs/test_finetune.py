@@ -1,11 +1,9 @@
 """jobs.finetune as a user runs it: a backbone through extract, train and label, and a detector."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from caan import storage
 from caan.errors import InputError
@@ -16,7 +14,6 @@ from caan.media.sampling import sample_frames
 from caan.models import checkpoint
 from caan.training.config import FinetuneConfig
 from jobs import extract, finetune, index, label, train
-from jobs.runtime import cluster
 from jobs.runtime.pipeline import Resources
 from tests.support.clips import write_clip
 from tests.support.wider import write_wider
@@ -44,13 +41,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory, carphone: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         write_clip(place / f"{number}.mp4", some, fps=4)
     return folder
-
-
-@pytest.fixture(scope="module")
-def running_ray() -> Iterator[None]:
-    cluster.start()
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

@@ -12,6 +12,7 @@ KILLS = ("raylet/extract/any", "driver/extract/write", "machine/extract/write")
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_tables_after_kills_equal_undisturbed_ones(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     done = subprocess.run(

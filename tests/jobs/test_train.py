@@ -4,20 +4,16 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 import pytest
-import ray
 
 from caan import storage
 from caan.errors import InputError
 from caan.models.checkpoint import load_model
 from jobs import train
-from jobs.runtime import cluster
 from tests.support.training_runs import (
     LABELS,
     QUICK,
@@ -35,30 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def features(tmp_path_factory: pytest.TempPathFactory) -> str:
     """42 training and 7 validation videos, two segments each, over two files."""
     return training_features(tmp_path_factory.mktemp("features"))
-
-
-@pytest.fixture(scope="module")
-def bucket(s3_server: str) -> Iterator[str]:
-    """A bucket that Ray's workers reach too: the variables stand before Ray starts."""
-    variables = {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "testing-key",
-        "AWS_SECRET_ACCESS_KEY": "testing-secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="states")
-        yield "s3://states"
-
-
-@pytest.fixture(scope="module")
-def running_ray(bucket: str) -> Iterator[None]:
-    cluster.start()
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -93,30 +65,30 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_streamed_training_on_s3_ends_where_memory_does(
-    features: str, bucket: str, running_ray: None
+    features: str, s3_bucket: str, running_ray: None
 ) -> None:
     # Long enough that the head has learned: on the way there the order of the videos matters.
     longer = dataclasses.replace(QUICK, epochs=8, learning_rate=1e-2)
     from_memory = undisturbed_metrics(job_of(features, "", train=longer))
     job = job_of(
         features,
-        f"{bucket}/model",
+        f"{s3_bucket}/model",
         num_workers=2,
         memory_limit_gb=1e-6,
         train=longer,
-        storage_path=f"{bucket}/states",
+        storage_path=f"{s3_bucket}/states",
     )
     assert train.main(job) == 0
-    metrics = storage.read_json(f"{bucket}/model/metrics.json")
+    metrics = storage.read_json(f"{s3_bucket}/model/metrics.json")
     assert metrics["validation"]["validation_videos"] == 7
     assert metrics["num_train_videos"] == 42
     for name in ("validation_uar_head", "validation_accuracy_frames"):
         assert metrics["validation"][name] == pytest.approx(
             from_memory["validation"][name], abs=0.15
         )
-    with storage.local_folder(f"{bucket}/model") as folder:
+    with storage.local_folder(f"{s3_bucket}/model") as folder:
         assert load_model(folder).info.label_set == LABELS
-    names = [file.uri for file in storage.list_files(f"{bucket}/states")]
+    names = [file.uri for file in storage.list_files(f"{s3_bucket}/states")]
     assert any("/packed-" in name for name in names)
     assert any(name.endswith("training_state.pt") for name in names)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from caan.models.checkpoint import load_model
 from caan.models.config import ModelConfig
 from caan.training.config import TrainConfig
 from jobs import reproduce, train, tune
-from jobs.runtime import cluster
 from jobs.runtime.search import Job, callbacks_of, search
 from tests.support.feature_files import write_features
 
@@ -43,15 +41,6 @@ def job_of(features: str, folder: Path, axes: str, **options: object) -> Job:
         train=TrainConfig(epochs=4, batch_videos=8, learning_rate=1e-2, patience_epochs=0),
     )
     return dataclasses.replace(job, **options)
-
-
-@pytest.fixture(scope="module")
-def running_ray() -> Iterator[None]:
-    was_there = ray.is_initialized()
-    cluster.start()
-    yield
-    if not was_there:
-        ray.shutdown()
 
 
 @pytest.mark.ray

@@ -322,14 +322,14 @@ def test_configs_logs_and_tracebacks_are_filtered(
     code = (
         "import logging, sys\n"
         "from dataclasses import dataclass\n"
-        "from caan import on_ray\n"
+        "from jobs.runtime import cli\n"
         "@dataclass\n"
         "class Job:\n"
         "    word: str\n"
         "def main(job):\n"
         "    logging.getLogger('x').warning('took %s', job.word)\n"
         "    raise RuntimeError(job.word)\n"
-        "on_ray.run_job(Job, main)\n"
+        "cli.run_job(Job, main)\n"
     )
     for word in (*SECRETS.values(), signed):
         run = subprocess.run(

@@ -29,7 +29,7 @@ CONTENT = bytes(range(256)) * 50_000  # more than one part of an upload
 def proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     proxy = FaultProxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(paths, "S3_REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(paths, "S3_REQUEST_SECONDS", 1.0)
     yield proxy
     proxy.close()
 
@@ -50,7 +50,7 @@ def decoder_of(tmp_path: Path, spool_mb: int) -> SegmentDecoder:
 
 @pytest.mark.parametrize("kind", TRANSIENT)
 def test_faults_that_pass_are_ridden_out(kind: str, proxy: FaultProxy, s3_bucket: str) -> None:
-    proxy.faults = Faults(kinds=(kind,), stall_seconds=2.5, most_per_request=1)
+    proxy.faults = Faults(kinds=(kind,), stall_seconds=1.3, most_per_request=1)
     uri = s3_bucket + "/folder/x"
     storage.write_bytes(uri, CONTENT)
     assert storage.read_bytes(uri) == CONTENT
