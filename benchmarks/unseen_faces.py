@@ -74,8 +74,6 @@ VARIANTS = {
             (" triplet 0", 0.0, {"frame_weight": 1.0, "triplet_weight": 0.0}),
             (" dropout", 0.5, {"frame_weight": 1.0}),
             (" frame 0.3 dropout", 0.5, {"frame_weight": 0.3}),
-            (" frame by scores", 0.0, {"frame_share": "scores"}),
-            (" frame by scores dropout", 0.5, {"frame_share": "scores"}),
             (" frame 0 dropout", 0.5, {"frame_weight": 0.0}),
             (" video only dropout", 0.5, {"frame_weight": 0.0, "triplet_weight": 0.0}),
         )

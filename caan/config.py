@@ -23,19 +23,26 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     """A config of `kind` from nested plain values; absent fields take their defaults.
 
     Raises:
-        InputError: a key that `kind` does not have, with the nearest name.
+        InputError: a key that `kind` does not have, with the nearest name, or a value that is none
+            of its choices.
     """
+    return _from_dict(kind, values, "")
+
+
+def _from_dict(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    """As `from_dict`, for the options that begin with `prefix`, such as `model.`."""
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in names:
-            raise InputError(f"unknown option `{key}`{_nearest(key, names)}")
+            raise InputError(f"unknown option `{prefix}{key}`{_nearest(key, names)}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            value = from_dict(typing.cast(type, hint), value)
+            value = _from_dict(typing.cast(type, hint), value, f"{prefix}{key}.")
         elif isinstance(value, list):
             value = tuple(value)
+        _check_choice(prefix + key, value, hint)
         arguments[key] = value
     return kind(**arguments)
 
@@ -75,13 +82,27 @@ def _override_one(config: Any, path: str, whole: str, value: Any) -> Any:
     kinds = _kinds(hint)
     if type(value) is int and float in kinds and int not in kinds:
         value = float(value)
-    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-    if choices and value not in choices:
-        raise InputError(f"option `{whole}` is {value!r}; choose one of {choices}")
-    if not choices and type(value) not in kinds:
+    _check_choice(whole, value, hint)
+    if type(value) not in kinds:
         takes = " or ".join(sorted(kind.__name__ for kind in kinds))
         raise InputError(f"option `{whole}` takes {takes}, and {value!r} is {type(value).__name__}")
     return dataclasses.replace(config, **{name: value})
+
+
+def _check_choice(option: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is none of the choices, if the option's type is or holds a Literal."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, tuple):
+        for item in value:
+            _check_choice(option, item, arguments[0])
+        return
+    parts = arguments if origin in (typing.Union, types.UnionType) else (hint,)
+    literals = [part for part in parts if typing.get_origin(part) is typing.Literal]
+    choices = [choice for part in literals for choice in typing.get_args(part)]
+    others = {kind for part in parts if part not in literals for kind in _kinds(part)}
+    if choices and value not in choices and type(value) not in others:
+        names = ", ".join(map(str, choices))
+        raise InputError(f"option `{option}` is `{value}`; choose one of {names}")
 
 
 def _kinds(hint: Any) -> set[type]:

@@ -39,7 +39,7 @@ from caan.models.config import ModelConfig
 from caan.models.head import Head
 from caan.models.net2net import grow_from
 from caan.outputs import layout
-from caan.training.config import TrainConfig
+from caan.training.config import TrainConfig, fingerprint_values
 from caan.training.loop import FitResult, epoch_line, fit, fit_loader, keeps_state
 from jobs.runtime import cli, cluster, packing, relay
 from jobs.runtime.training_data import Data, check_context, configs_of, read_data
@@ -370,7 +370,7 @@ def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedMod
         "features": data.record["fingerprint"],
         "videos": content.hexdigest(),
         "model": config.to_dict(model),
-        "train": config.to_dict(train),
+        "train": fingerprint_values(train),
         "init": init.model_id if init else "",
         **({"loader": "stream"} if isinstance(data.train, PackedFiles) else {}),
     }

@@ -23,7 +23,7 @@ from caan.experiments.search_report import SearchTrial
 from caan.experiments.search_space import Axis
 from caan.models.build import build_model
 from caan.models.config import ModelConfig
-from caan.training.config import TrainConfig
+from caan.training.config import TrainConfig, fingerprint_values
 from jobs import train as train_job
 from jobs.runtime import cli, cluster
 from jobs.runtime.search import FEATURES, Job, adapted, collected, configs, search, train_job_of
@@ -118,6 +118,7 @@ def identity(job: Job, axes: tuple[Axis, ...], data: dict[str, train_job.Data]) 
     values = config.to_dict(job)
     for name in ("resume", "output", "space", "cpus_per_trial", "gpus_per_trial", "mlflow"):
         del values[name]
+    values["train"] = fingerprint_values(job.train)
     return {
         "job": values,
         "space": [config.to_dict(axis) for axis in axes],

@@ -15,6 +15,8 @@ class Part:
     scorer_depth: int = 3
     sizes: tuple[int, ...] = (256, 128)
     dropout: float | None = None
+    fusion: Literal["sum", "gated"] | None = None
+    parts: tuple[Literal["face", "context"], ...] = ("face",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,10 @@ def test_dotted_names_change_nested_options_and_leave_the_old_config_as_it_was()
         ({"model.scorer_depth": None}, "takes int, and None"),
         ({"model.dropout": "much"}, "takes NoneType or float"),
         ({"model": 3}, "takes Part"),
-        ({"policy": "mian"}, "'mian'; choose one of .'main', 'all'"),
+        ({"policy": "mian"}, "`policy` is `mian`; choose one of main, all"),
+        ({"policy": 3}, "`policy` is `3`; choose one of main, all"),
+        ({"model.fusion": "sums"}, "`model.fusion` is `sums`; choose one of sum, gated"),
+        ({"model.parts": ["face", "body"]}, "`model.parts` is `body`; choose one of face, context"),
     ],
 )
 def test_wrong_options_are_named(changes, message):
@@ -62,6 +67,30 @@ def test_a_config_survives_json_and_absent_options_take_their_defaults():
     assert config.from_dict(Whole, {"model": {"scorer_depth": 2}}).model == Part(scorer_depth=2)
     with pytest.raises(InputError, match="unknown option `nam`; did you mean `name`"):
         config.from_dict(Whole, {"nam": "x"})
+    with pytest.raises(InputError, match="unknown option `model.dropuot`; did you mean `dropout`"):
+        config.from_dict(Whole, {"model": {"dropuot": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"policy": "mian"}, "`policy` is `mian`; choose one of main, all"),
+        ({"policy": None}, "`policy` is `None`; choose one of main, all"),
+        ({"model": {"fusion": "sums"}}, "`model.fusion` is `sums`; choose one of sum, gated"),
+        ({"model": {"parts": ["body"]}}, "`model.parts` is `body`; choose one of face, context"),
+    ],
+)
+def test_stored_values_that_are_no_choice_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        config.from_dict(Whole, values)
+
+
+def test_choices_and_the_absence_of_one_are_taken():
+    values = {"model": {"fusion": None, "parts": ["face", "context"]}, "policy": "all"}
+    found = config.from_dict(Whole, values)
+    assert found == Whole(model=Part(fusion=None, parts=("face", "context")), policy="all")
+    assert config.override(found, {"model.fusion": "gated"}).model.fusion == "gated"
+    assert config.override(found, {"model.fusion": None}) == found
 
 
 def test_the_fingerprint_follows_the_values_and_not_their_order():
@@ -76,6 +105,8 @@ def test_every_leaf_is_listed():
         "model.scorer_depth",
         "model.sizes",
         "model.dropout",
+        "model.fusion",
+        "model.parts",
         "learning_rate",
         "name",
         "policy",

@@ -19,6 +19,7 @@ from caan.features.packed import PackedVideos
 from caan.features.splits import split_validation
 from caan.models.build import build_model
 from caan.models.config import RULES, ModelConfig
+from caan.training.config import fingerprint_values
 from caan.training.loop import fit
 from caan.training.predict import predict
 from caan.training.recipes import RECIPES, Recipe
@@ -99,6 +100,7 @@ class Trial:
         options: Any = [self.recipe, config.to_dict(encoders)]
         if not isinstance(self.recipe, str):
             options = config.to_dict(self.recipe)
+            options["train"] = fingerprint_values(self.recipe.train)
         return config.fingerprint({**own, "recipe": options, "data": data})
 
 

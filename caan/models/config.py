@@ -1,20 +1,49 @@
 """Which head, and its sizes: options without torch."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+ModelName = Literal[
+    "caan",
+    "faa",
+    "caa",
+    "ffaa",
+    "qan",
+    "fan_lstm",
+    "vielzeuf",
+    "chen",
+    "kosti",
+    "attention_clusters",
+    "emotion_fan",
+    "caer_net",
+    "pool5_attention",
+]
+Modality = Literal["fusion", "face", "context"]
+FusionName = Literal["concat", "concat_fc", "sum_fc", "product", "gated"]
+ScoreFunction = Literal["sigmoid", "softplus", "softmax", "raw"]
+ScoreInput = Literal["g", "r"]
+Activation = Literal["relu", "tanh", "gelu", "none"]
+
+Rule = Literal["head", "frames", "centroids"]
+RULES: tuple[str, ...] = get_args(Rule)
+"""The prediction rules; the paper does not state its own.
+
+head: the classifier on R. frames: the mean of the frames' softmaxes, weighted by their emotion
+scores. centroids: the distance of R to each class's mean R."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which head, and its sizes; an option that a head does not have must keep its default."""
+    """Which head, and its sizes. An option that a head does not have must keep its default."""
 
-    name: str = "caan"
-    """One of MODELS."""
-    modality: str = "fusion"
-    """What caan, qan, emotion_fan, pool5_attention look at: fusion (both), face, context."""
+    name: ModelName = "caan"
+    """The head; docs/reproduce.md says which system of the paper each one is."""
+    modality: Modality = "fusion"
+    """What caan, qan, emotion_fan and pool5_attention look at; fusion: face and context."""
     projection_size: int = 1024
     """Size of the projected face and context vectors."""
-    fusion: str = "concat_fc"
-    """Fusion function (paper eq. 1): concat, concat_fc, sum_fc, product, gated."""
+    fusion: FusionName = "concat_fc"
+    """Fusion function (paper eq. 1)."""
     fusion_size: int = 2048
     """Size of the fusion layer."""
     feature_size: int = 1024
@@ -23,14 +52,14 @@ class ModelConfig:
     """Fully connected layers of the emotion score: 1, 2 or 3 (paper Table 2)."""
     scorer_sizes: tuple[int, ...] = (256, 128)
     """Sizes of the scorer's hidden layers; a depth of d uses the first d-1."""
-    score_fn: str = "sigmoid"
-    """How scores become weights (paper eq. 4): sigmoid, softplus, softmax, raw."""
+    score_fn: ScoreFunction = "sigmoid"
+    """How scores become weights (paper eq. 4)."""
     score_temperature: float = 1.0
     """Divides the scores where score_fn is softmax."""
-    score_input: str = "g"
+    score_input: ScoreInput = "g"
     """What the scorer sees: g (eq. 3) or r (Section 5.1)."""
-    activation: str = "relu"
-    """After projections, fusion and g: relu, tanh, gelu, none (the paper's eqs. are linear)."""
+    activation: Activation = "relu"
+    """After projections, fusion and g; none: the paper's equations are linear."""
     recurrent_size: int = 512
     """State of an LSTM (fan_lstm, vielzeuf)."""
     face_share: float = 0.5
@@ -45,8 +74,3 @@ class ModelConfig:
     """Share of inputs dropped before fully connected layers; None: the head's own default."""
     null_face: bool = False
     """Learn a vector for frames without a face (for features packed with context_only)."""
-
-
-RULES = ("head", "frames", "centroids")
-"""head: the classifier on R; frames: mean of the frames' softmaxes, weighted by their emotion
-scores; centroids: distance of R to the classes' mean R. The paper does not state its rule."""

@@ -1,37 +1,37 @@
 """How heads and backbones are trained: options without torch, for the command line."""
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from caan import config
 from caan.errors import InputError
-from caan.models.config import RULES
+from caan.models.config import Rule
 
-TRIPLET_MININGS = ("semi_hard", "batch_all")
-FRAME_SHARES = ("equal", "scores")
-CLASS_WEIGHTS = ("none", "balanced", "log")
-VIDEO_LOSSES = ("cross_entropy", "l2")
+TripletMining = Literal["semi_hard", "batch_all"]
+ClassWeights = Literal["none", "balanced", "log"]
+Sampling = Literal["balanced", "shuffled"]
+Schedule = Literal["cosine", "step", "constant"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which losses, how strong. A weight of 0 leaves a loss out."""
+    """Which losses, and their weights. A weight of 0 leaves a loss out."""
 
     frame_weight: float = 1.0
     """Weight of the softmax loss on each frame (paper 4.2)."""
-    frame_share: str = "equal"
-    """Share of each frame in its video's frame loss. equal; scores: its emotion score (no gradient
-    flows into it), so that frames that show another emotion teach less."""
     triplet_weight: float = 1.0
     """Weight of the triplet loss on R (paper 4.2)."""
     video_weight: float = 1.0
     """Weight of the softmax loss on the video (our addition; 0 in the preset `paper`)."""
     contrastive_weight: float = 0.0
     """Weight of the contrastive loss on R (QAN)."""
-    video_loss: str = "cross_entropy"
-    """cross_entropy, or l2: squared error of sigmoids as in EMOTIC (Kosti et al.)."""
+    video_loss: Literal["cross_entropy", "l2"] = "cross_entropy"
+    """Loss on the video; l2: squared error of sigmoids as in EMOTIC (Kosti et al.)."""
     triplet_margin: float = 0.3
     """Margin between squared distances of normalised R (0 to 4)."""
-    triplet_mining: str = "semi_hard"
-    """semi_hard or batch_all."""
+    triplet_mining: TripletMining = "semi_hard"
+    """semi_hard: the nearest negative beyond the positive; batch_all: every violating triplet."""
     contrastive_margin: float = 0.8
     """Squared distance of normalised R beyond which unlike videos cost nothing (QAN)."""
     label_smoothing: float = 0.0
@@ -39,22 +39,12 @@ class LossConfig:
     votes_share: float = 0.0
     """Share of the annotators' votes (soft labels) in the targets, 0 to 1; the rest is the label's.
     Triplets, contrasts and class weights go by the label."""
-    class_weights: str = "none"
-    """none; balanced: 1/share; log: 1/ln(1.2 + share) (Kosti et al.). Mean over classes is 1."""
+    class_weights: ClassWeights = "none"
+    """balanced: 1/share; log: 1/ln(1.2 + share) (Kosti et al.). Mean over classes is 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.votes_share <= 1:
             raise InputError(f"option `votes_share` is {self.votes_share}; it lies from 0 to 1")
-        for option, value, choices in (
-            ("frame_share", self.frame_share, FRAME_SHARES),
-            ("triplet_mining", self.triplet_mining, TRIPLET_MININGS),
-            ("class_weights", self.class_weights, CLASS_WEIGHTS),
-            ("video_loss", self.video_loss, VIDEO_LOSSES),
-        ):
-            if value not in choices:
-                raise InputError(
-                    f"option `{option}` is `{value}`; choose one of {', '.join(choices)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,53 +57,39 @@ class TrainConfig:
     """Videos per batch, over all workers."""
     num_frames: int = 8
     """Frames of a video in a training batch, one of each of as many equal segments."""
-    sampling: str = "balanced"
-    """balanced: equally many videos of each class in a batch; shuffled: as they come."""
-    optimizer: str = "adam"
-    """adam, adamw or sgd."""
+    sampling: Sampling = "balanced"
+    """balanced: equally many videos of each class in a batch; shuffled: in random order."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimiser."""
     learning_rate: float = 1e-4
     """Highest learning rate."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 1e-4
     """Weight decay."""
-    schedule: str = "cosine"
-    """cosine (to 0), step (a tenth after two thirds of the epochs) or constant."""
+    schedule: Schedule = "cosine"
+    """Learning rate; cosine: to 0; step: a tenth after two thirds of the epochs."""
     grad_clip: float = 5.0
-    """Greatest norm of the gradient; 0 leaves it alone."""
+    """Greatest norm of the gradient; 0: no limit."""
     patience_epochs: int = 6
-    """Epochs without a better validation result before training ends; 0 never ends early."""
-    selection: str = "uar"
-    """What the best epoch is chosen by, on the validation videos: uar or accuracy."""
-    rule: str = "head"
-    """Prediction rule: head, frames or centroids (chosen on the validation part, if at all)."""
+    """Epochs without a better validation result before training ends; 0: never ends early."""
+    selection: Literal["uar", "accuracy"] = "uar"
+    """Validation metric that the best epoch is chosen by."""
+    rule: Rule = "head"
+    """Prediction rule of the trained model."""
     standardize: bool = True
     """Scale the vectors by mean and deviation of the training frames."""
-    precision: str = "float32"
-    """float32, or bfloat16 (autocast; for GPUs)."""
+    precision: Precision = "float32"
+    """Arithmetic; bfloat16: autocast, for GPUs."""
     checkpoint_every_epochs: int = 0
-    """Hand a training state to `report` every so many epochs; 0 never."""
+    """Epochs between two training states that are handed to `report`; 0: none."""
     seed: int = 0
     """Decides batches, frames and dropout of every epoch."""
     losses: LossConfig = field(default_factory=LossConfig)
-    """Which losses, how strong."""
+    """Which losses, and their weights."""
 
     def __post_init__(self) -> None:
-        for option, choices in (
-            ("optimizer", ("adam", "adamw", "sgd")),
-            ("schedule", ("cosine", "step", "constant")),
-            ("selection", ("uar", "accuracy")),
-            ("rule", RULES),
-            ("precision", ("float32", "bfloat16")),
-        ):
-            if getattr(self, option) not in choices:
-                raise InputError(
-                    f"option `{option}` is `{getattr(self, option)}`; "
-                    f"choose one of {', '.join(choices)}"
-                )
-        for option in ("epochs", "batch_videos", "num_frames"):
-            if getattr(self, option) < 1:
-                raise InputError(f"option `{option}` is {getattr(self, option)}; at least 1")
+        _check_at_least_1(self, "epochs", "batch_videos", "num_frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,50 +103,57 @@ class FinetuneConfig:
     batch_images: int = 8
     """Images per step of the detector, over all workers."""
     learning_rate: float = 1e-3
-    """Learning rate of the layers that bring weights (SGD)."""
+    """Learning rate of the layers that have pretrained weights (SGD)."""
     head_learning_rate: float = 1e-2
     """Learning rate of the new layer."""
     momentum: float = 0.9
     """Momentum."""
     weight_decay: float = 5e-4
     """Weight decay."""
-    schedule: str = "step"
-    """step (a tenth after two thirds of the epochs), cosine (to 0) or constant."""
+    schedule: Schedule = "step"
+    """Learning rate; step: a tenth after two thirds of the epochs; cosine: to 0."""
     grad_clip: float = 5.0
-    """Greatest norm of the gradient; 0 leaves it alone."""
+    """Greatest norm of the gradient; 0: no limit."""
     dropout: float = 0.5
-    """Share of the vector that the new layer does not see while it learns."""
+    """Share of the vector that is hidden from the new layer in training."""
     label_smoothing: float = 0.0
     """Share of the target spread over all emotions, 0 to 1."""
-    class_weights: str = "balanced"
-    """none; balanced: 1/share; log: 1/ln(1.2 + share). By pictures, mean over classes 1."""
+    class_weights: ClassWeights = "balanced"
+    """balanced: 1/share; log: 1/ln(1.2 + share). By pictures, mean over classes 1."""
     freeze_convolutions: bool = False
-    """Leave the convolutions as they are and train the layers after them only."""
+    """Train only the layers after the convolutions."""
     changes: float = 1.0
-    """How far the pictures are changed at random (mirrored, cropped, relit); 0: not at all."""
-    precision: str = "float32"
-    """float32, or bfloat16 (autocast; for GPUs)."""
-    selection: str = "uar"
-    """What a backbone's best epoch is chosen by, on held-out videos: uar or accuracy."""
+    """Strength of the random changes of the pictures (mirrored, cropped, relit); 0: none."""
+    precision: Precision = "float32"
+    """Arithmetic; bfloat16: autocast, for GPUs."""
+    selection: Literal["uar", "accuracy", "average_precision"] = "uar"
+    """Metric on held-out videos that a backbone's best epoch is chosen by (the detector's is
+    always average_precision)."""
     patience_epochs: int = 5
-    """Epochs without a better held-out result before it ends; 0 never ends early."""
+    """Epochs without a better held-out result before training ends; 0: never ends early."""
     checkpoint_every_epochs: int = 1
-    """Epochs between two training states, from which an interrupted run goes on."""
+    """Epochs between two training states, from which an interrupted run continues."""
     shuffle_pictures: int = 1024
     """Pictures that are mixed with each other on each worker (150 KB each)."""
 
     def __post_init__(self) -> None:
-        for option, choices in (
-            ("schedule", ("step", "cosine", "constant")),
-            ("selection", ("uar", "accuracy", "average_precision")),
-            ("precision", ("float32", "bfloat16")),
-            ("class_weights", CLASS_WEIGHTS),
-        ):
-            if getattr(self, option) not in choices:
-                raise InputError(
-                    f"option `{option}` is `{getattr(self, option)}`; "
-                    f"choose one of {', '.join(choices)}"
-                )
-        for option in ("epochs", "batch_pictures", "batch_images", "checkpoint_every_epochs"):
-            if getattr(self, option) < 1:
-                raise InputError(f"option `{option}` is {getattr(self, option)}; at least 1")
+        _check_at_least_1(
+            self, "epochs", "batch_pictures", "batch_images", "checkpoint_every_epochs"
+        )
+
+
+def _check_at_least_1(options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise InputError(f"option `{name}` is {getattr(options, name)}; at least 1")
+
+
+def fingerprint_values(train: TrainConfig) -> dict[str, Any]:
+    """Plain values of a training for fingerprints and comparisons with an earlier run.
+
+    They include the removed option `losses.frame_share` with its default, so that runs from
+    before its removal still resume.
+    """
+    values = config.to_dict(train)
+    values["losses"]["frame_share"] = "equal"
+    return values

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan.errors import InputError
+from caan.training.config import TripletMining
 
 
 def soft_targets(targets_B: Tensor, soft_BK: Tensor | None, votes_share: float) -> Tensor:
@@ -54,11 +55,8 @@ def frame_cross_entropy(
     targets: Tensor,
     mask_BT: Tensor,
     label_smoothing: float = 0.0,
-    scores_BT: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy of each frame with its video's label, averaged per video: [B].
-
-    With `scores_BT` (0 on padding) a frame counts by its emotion score instead of like any other.
 
     Source: paper Section 4.2; every video counts the same, however many frames it has.
     """
@@ -71,10 +69,6 @@ def frame_cross_entropy(
         reduction="none",
     ).view(num_videos, num_frames)
     loss_BT = loss_BT.masked_fill(~mask_BT, 0.0)
-    if scores_BT is not None:
-        # Scores of the raw form can be negative.
-        weights_BT = scores_BT.clamp(min=0.0)
-        return (weights_BT * loss_BT).sum(dim=1) / weights_BT.sum(dim=1).clamp(min=1e-9)
     return loss_BT.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
 
 
@@ -85,7 +79,7 @@ def squared_distances(embedding_NR: Tensor) -> Tensor:
 
 
 def triplet_loss(
-    embedding_NR: Tensor, labels_N: Tensor, margin: float, mining: str = "semi_hard"
+    embedding_NR: Tensor, labels_N: Tensor, margin: float, mining: TripletMining = "semi_hard"
 ) -> Tensor:
     """Triplet loss on normalised video features: a scalar, 0 where no triplet exists.
 

@@ -35,7 +35,6 @@ def batch_loss(
             targets,
             frames.mask_BT,
             config.label_smoothing,
-            output.scores_BT.detach() if config.frame_share == "scores" else None,
         )
     if config.video_weight > 0:
         if config.video_loss == "l2":
