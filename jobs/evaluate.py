@@ -8,9 +8,8 @@ import logging
 import sys
 import time
 
-from caan import config, storage
+from caan import config
 from caan.errors import InputError
-from caan.report import label_run, report
 from caan.report.config import ReportConfig, StripConfig
 from jobs.runtime import cli
 
@@ -28,7 +27,7 @@ class Job:
     output: str
     """Folder of the report; local or s3://."""
     split: str = ""
-    """Only the manifest rows of this split (for example test); empty: all."""
+    """Only the manifest rows of this split, such as test; empty: all."""
     num_strips: int = 12
     """Videos shown as strips of frames with their emotion scores."""
     strip_frames: int = 8
@@ -36,7 +35,10 @@ class Job:
 
 
 def main(job: Job) -> int:
-    """Write the report and say where it is; gives the exit code."""
+    """Write the report and say where it is; give the exit code."""
+    from caan import storage
+    from caan.report import label_run, report
+
     start_seconds = time.perf_counter()
     for name in ("num_strips", "strip_frames"):
         if getattr(job, name) < (name == "strip_frames"):

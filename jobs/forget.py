@@ -2,16 +2,15 @@
 
 python -m jobs.forget --output labels/ --video-ids 1f0c3a5be8d24c77 9a...
 
-Safe to run again after an interruption; no other job may write to the folder meanwhile. Take the
-videos out of your own manifest too, or the next run makes their rows anew. Reports that name them
-are listed, for jobs.evaluate to write again; models trained on them stay as they are.
+Run the same command again after an interruption. No other job may write to the folder meanwhile.
+Delete the videos from your own manifest too, or the next run makes their rows again. Reports that
+name them are listed: write them again with jobs.evaluate. Models trained on them do not change.
 """
 
 import logging
 import sys
 from dataclasses import dataclass
 
-from caan.outputs.forget import forget
 from jobs.runtime import cli
 
 logger = logging.getLogger(__name__)
@@ -22,13 +21,15 @@ class Job:
     """Options of jobs.forget."""
 
     output: str
-    """Folder that a job wrote, such as of jobs.extract or jobs.label; local or s3://."""
+    """Folder written by a job, such as jobs.extract or jobs.label; local or s3://."""
     video_ids: tuple[str, ...]
     """Ids of the videos, as in the manifest."""
 
 
 def main(job: Job) -> int:
-    """Forget; gives the exit code, 1 where a file that cannot be edited still names a video."""
+    """Forget; give the exit code: 1 if a file that cannot be edited still names a video."""
+    from caan.outputs.forget import forget
+
     done = forget(job.output, job.video_ids)
     for name in done.files:
         logger.info("deleted %s", name)

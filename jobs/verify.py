@@ -1,15 +1,14 @@
-"""Prove that an output is whole: every video and segment once, readable, and as run.json says.
+"""Check that an output is complete: every video and segment once, readable, as in run.json.
 
 python -m jobs.verify --output features/
 
-Takes the folder of jobs.extract or jobs.label, or a manifest (.parquet), local or s3://. Prints
-what is wrong, a line each, and exits with 1 if anything is.
+Reads the folder of jobs.extract or jobs.label, or a manifest (.parquet), local or s3://. Prints one
+line per problem and exits with 1 if there is any.
 """
 
 import sys
 from dataclasses import dataclass
 
-from caan.outputs.verify import verify
 from jobs.runtime import cli
 
 
@@ -22,7 +21,9 @@ class Job:
 
 
 def main(job: Job) -> int:
-    """Verify; gives the exit code."""
+    """Verify; give the exit code."""
+    from caan.outputs.verify import verify
+
     findings = verify(job.output)
     for problem in findings.problems:
         print(problem)
