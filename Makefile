@@ -2,6 +2,7 @@
 # make test                   set up, then run the tests but the slow ones, in two processes
 # make test-slow              the slow ones: submitted jobs, lost nodes, kills; wants a quiet machine
 # make test-all               both
+# make results                write docs/results.md from the records of benchmarks/
 # make lint                   set up, then ruff and mypy
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 VIDEOS ?=
 
-.PHONY: setup demo test test-slow test-all lint format clean
+.PHONY: setup demo test test-slow test-all results lint format clean
 
 setup: $(STAMP)
 
@@ -31,6 +32,9 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+results: $(STAMP)
+	$(BIN)/python -m benchmarks.report
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

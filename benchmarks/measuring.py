@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: real material, fair timing, and the record beside a figure."""
+"""What the benchmarks share: real material, fair timing, and the records in benchmarks/results."""
 
 import hashlib
 import importlib.util
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ import torch
 
 from caan.media.sampling import sample_frames
 from caan.outputs import layout
+
+RESULTS = Path(__file__).parent / "results"
+"""Folder of all records."""
 
 
 def machine() -> dict[str, Any]:
@@ -36,6 +40,23 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average": round(os.getloadavg()[0], 1),
         "versions": layout.versions(),
+    }
+
+
+def recorded() -> dict[str, Any]:
+    """Commit, date and machine of a record. A commit that ends in `+` had local changes."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(RESULTS), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", ":/caan", ":/jobs")
+    return {
+        "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": machine(),
     }
 
 
@@ -97,8 +118,14 @@ def write_clip(
         container.mux(stream.encode())
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """The figures with the machine they are from, printed and kept."""
-    text = json.dumps({"machine": machine(), **record}, indent=1)
-    path.write_text(text + "\n")
-    print(text)
+def read_record(path: Path) -> dict[str, Any]:
+    """An earlier record, to which a benchmark adds a part; empty where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_record(path: Path, record: dict[str, Any], part: str = "") -> None:
+    """Write `record`, or replace one part of the file, with commit, date and machine; print it."""
+    record = {"recorded": recorded(), **record}
+    whole = read_record(path) | {part: record} if part else record
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(record, indent=1))

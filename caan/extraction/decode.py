@@ -74,7 +74,7 @@ class SegmentDecoder:
                 try:
                     # PyAV, not `auto`: on 720p H.264 with B-frames decord gave the same pictures
                     # for 1.4 (all of them) to 2.0 times (1 per second) the CPU time
-                    # (benchmarks/decode.json), and it is the one that hangs (dmlc/decord 373, 375).
+                    # (docs/results.md), and it is the one that hangs (dmlc/decord 373, 375).
                     return self._cut(request | {"source": source}, "pyav")
                 except (Crashed, TimedOut):
                     # In a fresh child, as what came before may have harmed the first.

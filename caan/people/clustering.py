@@ -22,7 +22,7 @@ MAX_SHARED = 0.1
 """Longest overlap in time of two tracks of one person, as a share of the shorter track.
 
 Pieces of swapped tracks overlap a little. Source: our choice, like `MIN_SPLIT_FACES`; both work on
-the video of benchmarks.people."""
+the video of benchmarks.accuracy.people."""
 
 
 def split_tracks(faces: Detections, track_ids: np.ndarray, config: TrackConfig) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, with the labels that cluster.yaml gives.
 
 Each node is a `ray start` of its own, as on machines of their own; all of them are ended by their
-process groups. Used by tests and by `benchmarks/cluster_run.py`.
+process groups. Used by tests and by `benchmarks/reliability/cluster_run.py`.
 """
 
 import json

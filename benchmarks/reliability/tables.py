@@ -1,0 +1,83 @@
+"""The record of `python -m benchmarks.reliability` as Markdown tables."""
+
+from typing import Any
+
+
+def tables(record: dict[str, Any]) -> list[str]:
+    """Lines of the parts that the record has."""
+    lines = []
+    for part, table in (("media", _media), ("kills", _kills), ("storage", _storage)):
+        if part in record:
+            lines += [*table(record[part]), ""]
+    return lines
+
+
+def _kills(part: dict[str, Any]) -> list[str]:
+    runs = part["runs"]
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["victim"], run["job"], run["moment"]), []).append(run)
+    lines = [
+        "### Kills",
+        "",
+        "Raylets are killed in a cluster of three on one machine, the others in one of one. The "
+        "tables after the same command has run again, against those of an undisturbed run by "
+        "hashes of every row's content. Seeds: "
+        f"{', '.join(str(run['seed']) for run in runs)}.",
+        "",
+        "| killed | job | moment | kills | commits under way | jobs that went on by themselves "
+        "| rows compared | rows lost | rows doubled |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (victim, job, moment), found in sorted(groups.items()):
+        alone = sum(run["exit_code"] == 0 for run in found)
+        lines.append(
+            f"| {victim} | {job} | {moment} | {len(found)} "
+            f"| {sum(run['pending_then'] for run in found)} | {alone} "
+            f"| {sum(run['rows'] for run in found)} | {sum(run['lost'] for run in found)} "
+            f"| {sum(run['doubled'] for run in found)} |"
+        )
+    lost, doubled = (sum(run[name] for run in runs) for name in ("lost", "doubled"))
+    lines += ["", f"Kills survived: **{len(runs)}**; rows lost {lost}, rows doubled {doubled}."]
+    lines += [part.get("code", "")]
+    if left_out := part.get("not_counted"):
+        lines += ["", "Runs of the same recording that are not counted:", ""]
+        lines += [f"- {run['kill']}: {run['why']}" for run in left_out]
+    return lines
+
+
+def _media(part: dict[str, Any]) -> list[str]:
+    statuses = ", ".join(f"{count} {status}" for status, count in part["statuses"].items())
+    return [
+        "### Hostile and broken media",
+        "",
+        f"{part['files']} files (seed {part['seed']}, of {part['real_clips']} real clips) through "
+        f"jobs.index and jobs.extract: {statuses}. Videos without exactly one row: "
+        f"{part['not_one_row']}; statuses that a file may not have: "
+        f"{part['unexpected']}; hangs of the job 0; crashes of the job "
+        f"{part['crashes']}; other files opened {part['canary_opened']}, addresses called "
+        f"{part['address_called']}; decoding children ended by their time limit "
+        f"{part['hangs']}; {part['seconds']} s in all; "
+        f"jobs.verify: {part['verified']}. {part.get('remark', '')}",
+        "",
+        "| what was done to the file | files | statuses |",
+        "|---|---|---|",
+        *(
+            f"| {kind} | {sum(found.values())} | "
+            f"{', '.join(f'{n} {status}' for status, n in sorted(found.items()))} |"
+            for kind, found in part["kinds"].items()
+        ),
+    ]
+
+
+def _storage(part: dict[str, Any]) -> list[str]:
+    return [
+        "### Storage faults",
+        "",
+        f"A proxy before an S3 server, seed {part['seed']}: faults injected {part['injected']}, "
+        f"survived {part['survived']}.",
+        "",
+        "| run | faults | outcome |",
+        "|---|---|---|",
+        *(f"| {run['what']} | {run['faults']} | {run['outcome']} |" for run in part["runs"]),
+    ]
