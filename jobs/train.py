@@ -28,7 +28,7 @@ from tensorboardX import SummaryWriter
 from caan import config, storage
 from caan.backbones.weights import finetuned_of
 from caan.errors import InputError
-from caan.experiments.trials import fitted
+from caan.experiments.trials import match_pool5_shape
 from caan.extraction.config import ExtractionConfig
 from caan.features.packed import PackedVideos
 from caan.features.packed_files import PackedFiles
@@ -213,7 +213,7 @@ def main(job: Job) -> int:
         if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
             model = dataclasses.replace(model, null_face=True)
         if isinstance(data.train, PackedVideos):
-            model = fitted(model, data.train)
+            model = match_pool5_shape(model, data.train)
         logger.info(
             "%d training and %d validation videos of %s; face %d-d, context %d-d",
             len(data.train),

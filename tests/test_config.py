@@ -67,7 +67,7 @@ def test_a_config_survives_json_and_absent_options_take_their_defaults():
     assert config.from_dict(Whole, {"model": {"scorer_depth": 2}}).model == Part(scorer_depth=2)
     with pytest.raises(InputError, match="unknown option `nam`; did you mean `name`"):
         config.from_dict(Whole, {"nam": "x"})
-    with pytest.raises(InputError, match="unknown option `model.dropuot`; did you mean `dropout`"):
+    with pytest.raises(InputError, match=r"unknown option `model.dropuot`; did you mean `dropout`"):
         config.from_dict(Whole, {"model": {"dropuot": 0.5}})
 
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.measuring import RESULTS, read_record, write_record
-from caan.experiments import trials
+from caan.experiments.results import bootstrap
 from caan.features.packed import PackedVideos, pack_features
 from caan.models import checkpoint
 from caan.outputs import layout
@@ -89,7 +89,7 @@ def starter(model: Path, test: PackedVideos, kinds_N: np.ndarray) -> tuple[dict[
         "attention": float(attention_V.mean()),
         "averaging": float(average_V.mean()),
         "difference": float(difference.mean()),
-        "difference_interval_95": trials.bootstrap(difference),
+        "difference_interval_95": bootstrap(difference),
         "auc": areas(found.scores_N, kinds_N, test.counts_V),
     }
     return result, difference[0]
@@ -106,7 +106,7 @@ def starters(models: Sequence[Path], test: PackedVideos, kinds_N: np.ndarray) ->
             result["auc"]["informative_over_spoiled"] for result in results
         ],
         "difference": float(gains_SV.mean()),
-        "difference_interval_95": trials.bootstrap(gains_SV),
+        "difference_interval_95": bootstrap(gains_SV),
     }
 
 

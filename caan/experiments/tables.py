@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from caan import storage
-from caan.experiments import trials
-from caan.experiments.trials import FROM_POOL5, Results
+from caan.experiments.results import Results, against, bootstrap
+from caan.experiments.trials import FROM_POOL5
 from caan.report import plots
 
 REFERENCE = "caan"
@@ -170,10 +170,10 @@ def _opening(results: Mapping[str, Results]) -> str:
 def _row(line: Line, results: Mapping[str, Results]) -> list[str]:
     own = results[line.system]
     mean, deviation, uar = own.figures()
-    low, high = trials.bootstrap(own.right_SV.astype(float))
+    low, high = bootstrap(own.right_SV.astype(float))
     cells = [line.title, *(_percent(x) for x in (mean, deviation, low, high, uar))]
     if REFERENCE in results and line.system != REFERENCE:
-        found = trials.against(results[REFERENCE], own)
+        found = against(results[REFERENCE], own)
         cells += [_percent(found["difference"]), *(_percent(x) for x in found["interval"])]
         cells.append(f"{found['mcnemar_p']:.4f}")
     else:
@@ -228,7 +228,7 @@ def _rules(output: str, results: Mapping[str, Results]) -> str:
 def _plot(results: Mapping[str, Results]) -> bytes:
     order = sorted(results, key=lambda name: results[name].figures()[0])
     means = [100 * results[name].figures()[0] for name in order]
-    intervals = [trials.bootstrap(results[name].right_SV.astype(float)) for name in order]
+    intervals = [bootstrap(results[name].right_SV.astype(float)) for name in order]
     figure = Figure(figsize=(6.5, 0.3 * len(order) + 1), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(order, means, 0.7, color="#9dbfe0")

@@ -1,4 +1,7 @@
-"""Systems of the paper x seeds x splits on one pack of features: trials that can be resumed."""
+"""Trials: the systems of the paper, each trained with every seed on every division of the videos.
+
+A trial is finished when its files are in the output, so that an interrupted comparison resumes.
+"""
 
 import dataclasses
 import time
@@ -8,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from caan import config, metrics, storage
 from caan.errors import InputError
@@ -25,9 +27,10 @@ from caan.training.predict import predict
 from caan.training.recipes import RECIPES, Recipe
 
 CLASSICAL_RULE = "svm"
-"""The one prediction rule of the encoders of Table 6: the classifier's decision values."""
+"""The only prediction rule of the encoders of Table 6: the classifier's decision values."""
 
 TRIALS = "trials"
+"""Folder of the trials' files under the output."""
 
 
 def _with_depth(name: str, depth: int) -> Recipe:
@@ -60,7 +63,7 @@ FROM_POOL5: dict[str, str] = {
 
 
 def modalities_of(name: str) -> tuple[str, ...]:
-    """What a system looks at: face, context or both; of an unknown one nothing."""
+    """What a system looks at: face, context or both; nothing for an unknown system."""
     found = SYSTEMS.get(name)
     if isinstance(found, Recipe):
         return build_model(found.model, face_dim=4, context_dim=4, num_emotions=2).modalities
@@ -76,7 +79,7 @@ class Trial:
     seed: int
     """Decides initial weights, batches and the validation part."""
     split: str
-    """Name of the division into training and test videos (the manifest's file name)."""
+    """Name of the division into training and test videos: `split0`, `split1`, ..."""
     recipe: Recipe | str
     """What is trained."""
     train_split: str = "train"
@@ -94,7 +97,7 @@ class Trial:
         return f"{self.split}-{self.system}-seed{self.seed}"
 
     def fingerprint(self, data: str) -> str:
-        """Changes with whatever could change the result; `data` names features and split."""
+        """Fingerprint of everything that can change the result; `data`: that of the videos."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         encoders = own.pop("encoders")
         options: Any = [self.recipe, config.to_dict(encoders)]
@@ -115,10 +118,10 @@ def grid(
     epochs: int = 0,
     encoders: EncoderConfig | None = None,
 ) -> list[Trial]:
-    """All trials; `epochs` above 0 replaces the recipes' greatest number of epochs.
+    """List all trials; `epochs` above 0 replaces the recipes' most epochs.
 
     Raises:
-        InputError: an unknown system, a repeated or no seed.
+        InputError: an unknown system, a repeated seed or none.
     """
     if unknown := [name for name in systems if name not in SYSTEMS]:
         raise InputError(f"unknown system `{unknown[0]}`; there are {', '.join(SYSTEMS)}")
@@ -149,8 +152,12 @@ def grid(
     return trials
 
 
-def divided(videos: PackedVideos, trial: Trial) -> tuple[PackedVideos, PackedVideos, PackedVideos]:
-    """Training, validation and test videos of a trial; test keeps labelled videos without frames.
+def divide_videos(
+    videos: PackedVideos, trial: Trial
+) -> tuple[PackedVideos, PackedVideos, PackedVideos]:
+    """Give the training, validation and test videos of a trial.
+
+    The test videos include labelled ones without frames.
 
     Raises:
         InputError: a split is missing or without labels, an emotion has no training video.
@@ -170,11 +177,11 @@ def divided(videos: PackedVideos, trial: Trial) -> tuple[PackedVideos, PackedVid
     return train, validation, test
 
 
-def with_splits(videos: PackedVideos, manifest: pa.Table, uri: str) -> PackedVideos:
-    """The same videos under the splits of another manifest; those it does not name have none.
+def apply_splits(videos: PackedVideos, manifest: pa.Table, uri: str) -> PackedVideos:
+    """The videos with the splits of another manifest; a video that it does not name has none.
 
     Raises:
-        InputError: it labels a video differently.
+        InputError: the manifest gives a video another label.
     """
     rows = {
         row["video_id"]: row for row in manifest.select(["video_id", "label", "split"]).to_pylist()
@@ -192,11 +199,11 @@ def with_splits(videos: PackedVideos, manifest: pa.Table, uri: str) -> PackedVid
     return dataclasses.replace(videos, splits_V=np.array(splits, dtype=np.str_))
 
 
-def fitted(model: ModelConfig, videos: PackedVideos) -> ModelConfig:
-    """The model with the size of the pool5 maps at hand, if it reads maps.
+def match_pool5_shape(model: ModelConfig, videos: PackedVideos) -> ModelConfig:
+    """Set `pool5_shape` to the shape of the videos' maps, if the model reads maps.
 
     Raises:
-        InputError: it does, and there are none.
+        InputError: the model reads maps, and the videos have none.
     """
     if model.name != "pool5_attention":
         return model
@@ -210,16 +217,17 @@ def fitted(model: ModelConfig, videos: PackedVideos) -> ModelConfig:
 
 
 def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Table]:
-    """Train and score one system: its figures, and a row per test video with every rule's label.
+    """Train and score one system; give its figures and a row per test video.
 
-    `without_context` is the label with the context replaced by its training mean, null for a system
-    that does not look at both. A video without frames has the label -1.
+    A row has the label by each rule, -1 for a video without frames. `without_context` is the label
+    with the context replaced by its training mean, null for a system that does not look at both
+    face and context.
 
     Raises:
-        InputError: as `divided` and `fit`.
+        InputError: as `divide_videos` and `fit`.
     """
     started = time.perf_counter()
-    train, validation, test = divided(videos, trial)
+    train, validation, test = divide_videos(videos, trial)
     seen = test.counts_V > 0
     record: dict[str, Any] = {"epochs_run": 0, "best_epoch": 0, "context_changed_labels": None}
     evidence: dict[str, np.ndarray] = {}
@@ -231,7 +239,7 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
         main = CLASSICAL_RULE
     else:
         head = build_model(
-            fitted(trial.recipe.model, videos),
+            match_pool5_shape(trial.recipe.model, videos),
             face_dim=videos.face_dim,
             context_dim=videos.context_dim,
             num_emotions=len(videos.label_set),
@@ -285,7 +293,7 @@ def run_trial(trial: Trial, videos: PackedVideos) -> tuple[dict[str, Any], pa.Ta
 def write_trial(
     output: str, trial: Trial, data: str, record: Mapping[str, Any], predictions: pa.Table
 ) -> None:
-    """The predictions, then the record: a record that is there says that the trial is done."""
+    """Write the predictions, then the record: a trial with a record is finished."""
     storage.write_table(predictions, storage.join(output, TRIALS, f"{trial.name}.parquet"))
     storage.write_json(
         storage.join(output, TRIALS, f"{trial.name}.json"),
@@ -294,20 +302,20 @@ def write_trial(
 
 
 def is_done(output: str, trial: Trial, data: str) -> bool:
-    """Whether this very trial was finished by an earlier run."""
+    """Whether an earlier run has finished this trial with the same data and options."""
     path = storage.join(output, TRIALS, f"{trial.name}.json")
     if not storage.exists(path):
         return False
     return storage.read_json(path).get("fingerprint") == trial.fingerprint(data)
 
 
-def not_done(
+def unfinished_trials(
     output: str, trials: Sequence[Trial], data: Mapping[str, str], *, recompute: bool
 ) -> list[Trial]:
-    """The trials that are left; `data` has `data_fingerprint` by division.
+    """The trials that are left to do; `data`: the `data_fingerprint` of each division.
 
     Raises:
-        InputError: without `recompute`, if a trial is there that other data or options made.
+        InputError: without `recompute`, a trial in the output has other data or options.
     """
     left, others = [], []
     for trial in trials:
@@ -326,7 +334,7 @@ def not_done(
 
 
 def data_fingerprint(videos: PackedVideos, features: str) -> str:
-    """Names the features (their run's fingerprint) with the videos, labels and splits in use."""
+    """Fingerprint of the features (given as their run's own) with the videos, labels and splits."""
     return config.fingerprint(
         {
             "features": features,
@@ -337,78 +345,3 @@ def data_fingerprint(videos: PackedVideos, features: str) -> str:
             "label_set": list(videos.label_set),
         }
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """All trials of one system; S seeds, V test videos of all splits end to end."""
-
-    system: str
-    """Its name in SYSTEMS."""
-    records: list[dict[str, Any]]
-    """The trials' records."""
-    right_SV: np.ndarray
-    """bool: whether each seed's label is right, by the system's own prediction rule."""
-
-    def figures(self, rule: str = "") -> tuple[float, float, float]:
-        """Mean accuracy, its standard deviation over seeds (nan for one), and mean UAR."""
-        of_seed: dict[int, list[float]] = {}
-        uars = []
-        for record in self.records:
-            found = record["rules"][rule or record["rule"]]
-            of_seed.setdefault(record["seed"], []).append(found["accuracy"])
-            uars.append(found["uar"])
-        means = [float(np.mean(values)) for values in of_seed.values()]
-        deviation = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
-        return float(np.mean(means)), deviation, float(np.mean(uars))
-
-
-def read_results(output: str, trials: Sequence[Trial]) -> dict[str, Results]:
-    """Results of each system from the trials' files."""
-    by_system: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_system.setdefault(trial.system, []).append(trial)
-    results = {}
-    for system, own in by_system.items():
-        records = []
-        right: dict[int, list[np.ndarray]] = {}
-        for trial in own:
-            base = storage.join(output, TRIALS, trial.name)
-            record = storage.read_json(base + ".json")
-            table = storage.read_table(base + ".parquet")
-            hit = pc.equal(table[record["rule"]], table["truth"]).to_numpy()
-            right.setdefault(trial.seed, []).append(hit)
-            records.append(record)
-        right_SV = np.stack([np.concatenate(parts) for parts in right.values()]).astype(bool)
-        results[system] = Results(system=system, records=records, right_SV=right_SV)
-    return results
-
-
-def bootstrap(
-    difference_SV: np.ndarray, *, num_samples: int = 2000, seed: int = 0
-) -> metrics.Interval:
-    """95% percentile interval of the mean of [S, V] over resampled seeds and videos.
-
-    Source: our choice; both the videos and the seeds are samples. Videos that are in the test part
-    of several splits count as different ones, which makes the interval somewhat too narrow.
-    """
-    num_seeds, num_videos = difference_SV.shape
-    rng = np.random.default_rng(seed)
-    seeds_BS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_samples)
-    means = []
-    for seeds_S in seeds_BS:
-        videos_V = rng.integers(0, num_videos, num_videos)
-        means.append((seeds_S @ difference_SV)[videos_V].mean() / num_seeds)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def against(reference: Results, other: Results) -> dict[str, Any]:
-    """Other minus reference: difference with interval, and the median of McNemar's p over seeds."""
-    difference_SV = other.right_SV.astype(float) - reference.right_SV
-    pairs = zip(other.right_SV, reference.right_SV, strict=True)
-    return {
-        "difference": float(difference_SV.mean()),
-        "interval": bootstrap(difference_SV),
-        "mcnemar_p": float(np.median([metrics.mcnemar_exact(a, b) for a, b in pairs])),
-    }

@@ -9,8 +9,9 @@ import pytest
 
 from caan import schema, storage
 from caan.errors import InputError
-from caan.experiments import tables
+from caan.experiments import results, tables
 from caan.experiments import trials as comparison
+from caan.experiments.comparison import read_comparison
 from caan.experiments.trials import SYSTEMS, Trial
 from caan.features.packed import PackedVideos
 from jobs import reproduce
@@ -64,13 +65,13 @@ def test_trials_resume_and_end_in_tables(videos: PackedVideos, tmp_path: Path) -
     assert not comparison.is_done(output, todo[0], "other features")
     other = replace(todo[0], validation_fraction=0.3)
     assert not comparison.is_done(output, other, data)
-    results = comparison.read_results(output, todo)
-    assert set(results) == set(systems)
-    assert results["caan"].right_SV.shape == (2, 30)
-    assert results["caan"].figures()[0] == pytest.approx(results["caan"].right_SV.mean())
-    assert results["caan"].figures()[0] > 0.6
-    assert results["caan"].records[0]["epochs_run"] == 3
-    tables.write_report(output, results, LABELS)
+    found = results.read_results(output, todo)
+    assert set(found) == set(systems)
+    assert found["caan"].right_SV.shape == (2, 30)
+    assert found["caan"].figures()[0] == pytest.approx(found["caan"].right_SV.mean())
+    assert found["caan"].figures()[0] > 0.6
+    assert found["caan"].records[0]["epochs_run"] == 3
+    tables.write_report(output, found, LABELS)
     report = storage.read_bytes(tmp_path / "report.md").decode()
     for heading in ("Table 2", "Table 3", "Table 4", "Table 5", "Table 6", "Prediction rules"):
         assert heading in report
@@ -86,20 +87,20 @@ def test_every_line_of_the_tables_is_a_system() -> None:
 def test_bootstrap_covers_a_clear_difference_and_not_zero() -> None:
     rng = np.random.default_rng(0)
     difference_SV = (rng.random((5, 200)) < 0.3).astype(float)
-    low, high = comparison.bootstrap(difference_SV)
+    low, high = results.bootstrap(difference_SV)
     assert 0.2 < low < 0.3 < high < 0.4
-    assert comparison.bootstrap(np.zeros((5, 20))) == (0.0, 0.0)
+    assert results.bootstrap(np.zeros((5, 20))) == (0.0, 0.0)
 
 
 def test_bad_data_is_said_so(videos: PackedVideos) -> None:
     trial = trials(("faa",))[0]
     with pytest.raises(InputError, match="split `test`"):
-        comparison.divided(replace(videos, splits_V=np.array(["train"] * 90)), trial)
+        comparison.divide_videos(replace(videos, splits_V=np.array(["train"] * 90)), trial)
     lacking = replace(videos, labels_V=np.where(videos.labels_V == 2, -1, videos.labels_V))
     with pytest.raises(InputError, match="sadness"):
-        comparison.divided(lacking, trial)
+        comparison.divide_videos(lacking, trial)
     with pytest.raises(InputError, match="at least two emotions"):
-        comparison.divided(replace(videos, labels_V=np.zeros(90, np.int64)), trial)
+        comparison.divide_videos(replace(videos, labels_V=np.zeros(90, np.int64)), trial)
     with pytest.raises(InputError, match="unknown system"):
         trials(("nobody",))
 
@@ -107,10 +108,10 @@ def test_bad_data_is_said_so(videos: PackedVideos) -> None:
 def test_other_manifests_may_change_splits_only(videos: PackedVideos) -> None:
     labels = [LABELS[number] for number in videos.labels_V]
     columns = {"video_id": videos.video_ids_V.tolist(), "label": labels, "split": ["test"] * 90}
-    assert set(comparison.with_splits(videos, pa.table(columns), "m").splits_V) == {"test"}
+    assert set(comparison.apply_splits(videos, pa.table(columns), "m").splits_V) == {"test"}
     columns["label"] = ["joy"] * 90
     with pytest.raises(InputError, match="differ in their splits only"):
-        comparison.with_splits(videos, pa.table(columns), "m")
+        comparison.apply_splits(videos, pa.table(columns), "m")
 
 
 @pytest.mark.ray
@@ -161,5 +162,5 @@ def test_the_job_compares_resumes_and_shares_features(
     tested = [storage.read_table(f.uri) for f in storage.list_files(f"{divided.output}/trials")
               if f.uri.endswith(".parquet")]  # fmt: skip
     assert sorted(table.num_rows for table in tested) == [30, 60]
-    every = reproduce.read_data(replace(job, systems=())).systems
+    every = read_comparison(features).systems
     assert set(every) == {name for name in SYSTEMS if not name.startswith("pool5_context")}

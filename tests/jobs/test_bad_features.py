@@ -9,7 +9,7 @@ import pytest
 
 from caan import storage
 from caan.errors import InputError
-from caan.experiments.trials import fitted
+from caan.experiments.trials import match_pool5_shape
 from caan.models.checkpoint import CONFIG_FILE
 from caan.models.config import ModelConfig
 from caan.schema import features_schema, table_of
@@ -119,7 +119,7 @@ def test_training_reads_the_maps_that_its_model_needs_and_no_others(tmp_path: Pa
     job = train.Job(features=features, output="unused", model=model)
     videos = train.read_data(job).train
     assert {name: maps.shape for name, maps in videos.maps.items()} == {"context": (32, 3, 1, 1)}
-    assert fitted(train.configs_of(job)[0], videos).pool5_shape == (3, 1, 1)
+    assert match_pool5_shape(train.configs_of(job)[0], videos).pool5_shape == (3, 1, 1)
     assert not train.read_data(replace(job, model=ModelConfig())).train.maps
 
 
