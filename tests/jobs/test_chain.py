@@ -27,17 +27,7 @@ from jobs.runtime.pipeline import Resources, actor_pool, longest_first
 from tests.support.clips import write_clip
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = (
-    "index",
-    "extract",
-    "finetune",
-    "train",
-    "label",
-    "evaluate",
-    "reproduce",
-    "annotate",
-    "demo",
-)
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 STARTER = {
     "detector": "libfacedetection",
     "face_backbone": "starter_face",
