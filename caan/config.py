@@ -47,7 +47,7 @@ def _from_dict(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
     return kind(**arguments)
 
 
-def part(kind: type[T], config: Any, **changes: Any) -> T:
+def part(kind: type[T], config: Any, /, **changes: Any) -> T:
     """A config of `kind` from the fields of the same names in `config`, and these changes."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     shared = {name: getattr(config, name) for name in names if hasattr(config, name)}

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from caan import config, storage
 from caan.backbones.config import RANDOM
 from caan.errors import InputError
-from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.config import ExtractionConfig
 from caan.training.config import FinetuneConfig
 from jobs.runtime import cli
-from jobs.runtime.pipeline import Resources
+from jobs.runtime.options import Limits, Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Job(ExtractionConfig):
     """Lowest accepted share of videos that are ok, partial or no_face; below it the exit is 1."""
     train: FinetuneConfig = field(default_factory=FinetuneConfig)
     """The fine-tuning."""
-    limits: SandboxConfig = field(default_factory=SandboxConfig)
+    limits: Limits = field(default_factory=Limits)
     """Limits on the decoding of one segment."""
     resources: Resources = field(default_factory=Resources)
     """How the cluster is used while it decodes."""

@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 from benchmarks.measuring import RESULTS, read_record, write_record
 from caan import storage
 from caan.extraction.config import ExtractionConfig
-from caan.extraction.segment import SegmentCut, warm_up
+from caan.extraction.segment import SegmentImages, warm_up
 from caan.faces.build import load_detector
 from caan.faces.detection import DetectorConfig, iou
 from caan.media.sampling import sample_frames
@@ -256,10 +256,10 @@ def cut(path: Path, fps: float, kept: Path, request: dict[str, Any]) -> float:
     config = ExtractionConfig(
         detector="libfacedetection", fps=fps, face_policy="all", max_faces_per_frame=4
     )
-    cut_config = config.cut_config(detect_here=True, identity=FaceEmbeddingConfig())
-    warm_up(cut_config)
+    segment_config = config.segment_config(detect_here=True, face_embedding=FaceEmbeddingConfig())
+    warm_up(segment_config)
     start = time.process_time()
-    segment = SegmentCut(request, cut_config)
+    segment = SegmentImages(request, segment_config)
     for frame in sample_frames(
         str(path),
         fps=fps,
@@ -270,7 +270,7 @@ def cut(path: Path, fps: float, kept: Path, request: dict[str, Any]) -> float:
         segment.add([frame])
         for row in (*segment.faces[-4:], segment.frames[-1]):
             row["picture"] = None  # an hour of pictures is not kept
-    storage.write_table(segment.table("pyav", None), target)
+    storage.write_table(segment.table(None), target)
     return time.process_time() - start
 
 

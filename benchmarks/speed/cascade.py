@@ -134,7 +134,7 @@ def run(paths: list[Path], config: ExtractionConfig) -> Outcome:
     counts: dict[str, float] = {}
     faces: Faces = set()
     with tempfile.TemporaryDirectory() as tries:
-        decoder = SegmentDecoder(config.cut_config(detect_here=True), SandboxConfig(), tries)
+        decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig(), tries)
         child = psutil.Process(decoder.sandbox.run(os.getpid))
         before = sum(child.cpu_times()[:2])
         for row in range(plan.num_rows):

@@ -79,7 +79,7 @@ def main() -> None:
             ways = {
                 "bare": lambda fps=fps: digest(bare(path, fps)),
                 "pyav": lambda fps=fps: digest(ours(path, fps, "pyav")),
-                "auto": lambda fps=fps: digest(ours(path, fps, "auto")),
+                "decord": lambda fps=fps: digest(ours(path, fps, "decord")),
             }
             record[name] = compare(in_turn(ways, options.rounds), 25 * options.seconds)
         keys = {

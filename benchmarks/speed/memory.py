@@ -67,7 +67,7 @@ def peak_mb(path: Path, seconds: float, rows: list[int]) -> dict[str, float]:
     peaks = {"child": 0.0, "parent": 0.0}
     is_over = threading.Event()
     with tempfile.TemporaryDirectory() as tries:
-        decoder = SegmentDecoder(config.cut_config(detect_here=True), SandboxConfig(), tries)
+        decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig(), tries)
 
         def watch() -> None:
             me = psutil.Process()

@@ -27,7 +27,8 @@ from caan.outputs import layout
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs.runtime import cluster
-from jobs.runtime.pipeline import Pipeline, Resources
+from jobs.runtime.options import Resources
+from jobs.runtime.pipeline import Pipeline
 
 LEFT = 100
 """Segments that `resume` leaves to do."""

@@ -1,81 +1,84 @@
-"""What is read from each video, and the limits on reading it."""
+"""Options of reading videos, and the limits on decoding them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from caan.backbones.config import BackboneConfig
 from caan.faces.detection import DetectorConfig
+from caan.media.config import Decoder
 from caan.people.config import FaceEmbeddingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutConfig:
-    """What is cut from a segment."""
+class SegmentConfig:
+    """How the decoding child reads one segment."""
 
     fps: float
     """Sampled frames per second."""
     detector: DetectorConfig | None
-    """Face detector of the child; None where a detector on a GPU comes in a later stage."""
+    """Face detector of the child; None where a later stage detects faces on a GPU."""
     detect_size_pixels: int
-    """Longest side of frames that are handed on whole."""
+    """Longest side of the frames that are handed to that stage."""
     face_policy: Literal["main", "marked", "all"]
-    """Which faces of a frame are kept."""
+    """Faces of a frame that are kept."""
     max_faces_per_frame: int
-    """Most faces kept of one frame."""
+    """Most faces kept per frame."""
     no_face: Literal["drop", "context_only"]
-    """Whether a frame without a face is shown to the context network."""
+    """Whether the context network sees frames without a face."""
     crop_expand: float
     """Side of the face crop over the longer side of the box."""
     look_detector: DetectorConfig | None = None
-    """Face detector that looks at key frames first (`extraction.keyframes`); None: sample all."""
-    identity: FaceEmbeddingConfig | None = None
-    """Which faces get a vector that tells people apart; None: none."""
+    """Face detector for the key frames of the cascade (`caan.extraction.keyframes`); None: every
+    frame is sampled."""
+    face_embedding: FaceEmbeddingConfig | None = None
+    """Faces that get an appearance vector, which tells people apart; None: no face."""
+    decoder: Decoder = "pyav"
+    """Library that decodes the files it can; PyAV decodes the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionConfig:
-    """What is read from each video; the features depend on all of it."""
+    """What is read from each video. Every field enters the fingerprint of the features."""
 
     fps: float = 2.0
     """Sampled frames per second."""
     detector: Literal["retinaface", "libfacedetection", "faster_rcnn"] = "retinaface"
-    """Face detector; faster_rcnn is the paper's, which jobs.finetune trains."""
+    """Face detector; faster_rcnn is the paper's and is trained by jobs.finetune."""
     detector_weights: str = ""
-    """Its weights: a local path or s3://; empty: the detector's own place for them."""
+    """Weights of the detector: a local path or s3://; empty: the detector's default file."""
     min_face_score: float | None = None
-    """Lowest score of a face, 0 to 1; empty: the detector's own default."""
+    """Lowest score of a face, 0 to 1; empty: the detector's default."""
     detect_size_pixels: int = 640
-    """Longest side of the pictures that the detector sees."""
+    """Longest side of the images that the detector sees."""
     face_backbone: str = "vggface"
     """Network for faces: vggface, starter_face, vgg16, ..."""
     face_weights: str = ""
-    """Its weights: a path, s3://, `random`; empty: the official ones."""
+    """Weights of the face backbone: a path, s3:// or `random`; empty: the official ones."""
     context_backbone: str = "vgg16"
     """Network for whole frames: vgg16, starter_context, ..."""
     context_weights: str = ""
-    """Its weights, likewise."""
+    """Weights of the context backbone: a path, s3:// or `random`; empty: the official ones."""
     face_policy: Literal["main", "marked", "all"] = "main"
-    """Which faces: the main one of a frame, the one the manifest marks, or all."""
+    """Faces that are kept: the main one of a frame, the one marked in the manifest, or all."""
     no_face: Literal["drop", "context_only"] = "drop"
-    """Frames without a face: left out (paper 4.1), or seen by the context network alone."""
+    """Frames without a face: dropped (paper 4.1), or seen by the context network alone."""
     crop_expand: float = 1.2
     """Side of the square face crop over the longer side of the box."""
     max_faces_per_frame: int = 4
-    """Most faces kept of one frame under face policy `all`."""
+    """Most faces kept per frame under face policy `all`."""
     segment_frames: int = 128
-    """Most sampled frames of one segment, the unit of work and of resume."""
+    """Most sampled frames of one segment. A segment is the unit of work and of resume."""
     cascade: bool = False
-    """Look at key frames first and sample only where one shows a face, or where they are rare: for
-    archives that mostly show nobody. A face between two key frames without one is missed."""
+    """Search key frames for faces first, and sample only around those with a face or where key
+    frames are rare. For archives that mostly show nobody. Misses a face that appears only between
+    two key frames without one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the networks; auto: what is fast on the device."""
+    """Arithmetic of the networks; auto: the fast one of the device."""
     seed: int = 0
-    """Seed of weights that are `random`."""
+    """Seed of `random` weights."""
 
     def detector_config(self) -> DetectorConfig:
-        """The detector's own options."""
+        """Options of the detector."""
         return DetectorConfig(
             name=self.detector,
             weights=self.detector_weights,
@@ -84,7 +87,7 @@ class ExtractionConfig:
         )
 
     def backbone_config(self, kind: Literal["face", "context"]) -> BackboneConfig:
-        """One backbone's own options."""
+        """Options of one backbone."""
         is_face = kind == "face"
         return BackboneConfig(
             name=self.face_backbone if is_face else self.context_backbone,
@@ -93,11 +96,15 @@ class ExtractionConfig:
             precision=self.precision,
         )
 
-    def cut_config(
-        self, *, detect_here: bool, identity: FaceEmbeddingConfig | None = None
-    ) -> CutConfig:
-        """What the decoding child needs; without a detector where one on a GPU comes later."""
-        return CutConfig(
+    def segment_config(
+        self,
+        *,
+        detect_here: bool,
+        face_embedding: FaceEmbeddingConfig | None = None,
+        decoder: Decoder = "pyav",
+    ) -> SegmentConfig:
+        """Options of the decoding child. `detect_here=False`: a later stage detects on a GPU."""
+        return SegmentConfig(
             fps=self.fps,
             detector=self.detector_config() if detect_here else None,
             detect_size_pixels=self.detect_size_pixels,
@@ -106,7 +113,8 @@ class ExtractionConfig:
             no_face=self.no_face,
             crop_expand=self.crop_expand,
             look_detector=self.detector_config() if self.cascade else None,
-            identity=identity,
+            face_embedding=face_embedding,
+            decoder=decoder,
         )
 
 
@@ -115,11 +123,12 @@ class SandboxConfig:
     """Limits on the decoding of one segment."""
 
     time_limit_seconds: float = 300.0
-    """Wall-clock time of one try at one segment."""
+    """Wall-clock limit of one try at one segment."""
     memory_limit_mb: int = 2500
-    """Resident memory of the decoding child, in MiB."""
+    """Limit on the resident memory of the decoding child, in MiB."""
     spool_mb: int = 512
-    """S3 objects up to this size are copied to local disk first; larger ones are read by ranges."""
-    max_attempts: Annotated[int, tyro.conf.arg(aliases=("--max-attempts",))] = 3
-    """Tries at one segment that cost its worker, or at one video that cost the decoding child
-    (crash, time or memory limit), over resumes; then it is given up with that status."""
+    """S3 objects up to this size in MiB are copied to local disk first; larger ones are read by
+    ranges."""
+    max_attempts: int = 3
+    """Most tries, over resumes, at a segment whose worker died and at a video whose decoding child
+    died (crash, time or memory limit). After them the video gets that status."""

@@ -1,4 +1,4 @@
-"""Segments of the plan -> their pictures, by a sandboxed child."""
+"""The decoding stage: segments of the plan -> images, read in a sandboxed child process."""
 
 import dataclasses
 import functools
@@ -10,22 +10,24 @@ import pyarrow as pa
 from caan import storage
 from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
 from caan.extraction.attempts import AttemptLog
-from caan.extraction.config import CutConfig, SandboxConfig
+from caan.extraction.config import SandboxConfig, SegmentConfig
 from caan.extraction.pictures import scratch_folder, status_row
-from caan.extraction.segment import cut_segment, warm_up
+from caan.extraction.segment import read_segment, warm_up
+from caan.media.config import require_decoder
 from caan.media.sandbox import Sandbox
 from caan.storage.scratch import scratch_file, sweep
 
 
 class SegmentDecoder:
-    """Segments of the plan -> their pictures; every video error becomes the row's status."""
+    """Segments of the plan -> images; a video's error becomes the status of its row."""
 
-    def __init__(self, cut: CutConfig, limits: SandboxConfig, attempts_folder: str) -> None:
-        self.cut = cut
+    def __init__(self, config: SegmentConfig, limits: SandboxConfig, attempts_folder: str) -> None:
+        require_decoder(config.decoder)
+        self.config = config
         self.limits = limits
         self.attempts = AttemptLog(attempts_folder, limits.max_attempts)
         self.sandbox = Sandbox(
-            initializer=functools.partial(warm_up, cut),
+            initializer=functools.partial(warm_up, config),
             time_limit_seconds=limits.time_limit_seconds,
             memory_limit_bytes=limits.memory_limit_mb << 20,
         )
@@ -34,7 +36,7 @@ class SegmentDecoder:
             sweep(folder)
 
     def take_counts(self) -> dict[str, float]:
-        """Segments, videos and their bytes, failures and seconds since the last call."""
+        """Segments, videos, bytes, failures and seconds since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 
@@ -59,8 +61,8 @@ class SegmentDecoder:
         return result
 
     def _is_first(self, request: dict[str, Any]) -> bool:
-        """Whether a video begins with this segment: it stands for the video in the counts."""
-        return request["start_seconds"] - request["video_start_seconds"] < 1 / self.cut.fps
+        """Whether this is the video's first segment, with which the video is counted."""
+        return request["start_seconds"] - request["video_start_seconds"] < 1 / self.config.fps
 
     def _count(self, name: str, value: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + value
@@ -72,13 +74,11 @@ class SegmentDecoder:
             size_bytes = request["size_bytes"] or 0
             with storage.spooled(request["uri"], size_bytes, spool_bytes) as source:
                 try:
-                    # PyAV, not `auto`: on 720p H.264 with B-frames decord gave the same pictures
-                    # for 1.4 (all of them) to 2.0 times (1 per second) the CPU time
-                    # (docs/results.md), and it is the one that hangs (dmlc/decord 373, 375).
-                    return self._cut(request | {"source": source}, "pyav")
+                    return self._read(request | {"source": source}, self.config)
                 except (Crashed, TimedOut):
-                    # In a fresh child, as what came before may have harmed the first.
-                    return self._cut(request | {"source": source}, "pyav")
+                    # Once more in a fresh child, which no earlier video can have harmed, with PyAV.
+                    by_pyav = dataclasses.replace(self.config, decoder="pyav")
+                    return self._read(request | {"source": source}, by_pyav)
         except FileNotFoundError:
             return status_row(request, "missing", f"there is no file `{request['uri']}`")
         except VideoError as error:
@@ -93,11 +93,11 @@ class SegmentDecoder:
             error.status = "changed"
             raise error
 
-    def _cut(self, request: dict[str, Any], decoder: str) -> pa.Table:
+    def _read(self, request: dict[str, Any], config: SegmentConfig) -> pa.Table:
         attempt = self.attempts.begin(request["segment_id"])
         try:
-            # Tries that came to their end are forgotten, whatever the end; lost ones stay.
-            table = self._cut_in_child(request, decoder)
+            # A try that ends is forgotten, with or without an error; a lost one stays noted.
+            table = self._read_in_child(request, config)
         except (Crashed, TimedOut, OutOfMemory) as error:
             self.attempts.fail(attempt, error)
             raise
@@ -107,10 +107,10 @@ class SegmentDecoder:
         self.attempts.end(attempt)
         return table
 
-    def _cut_in_child(self, request: dict[str, Any], decoder: str) -> pa.Table:
-        with scratch_file(scratch_folder()) as path, storage.explained(path, "passing pictures by"):
-            counts = self.sandbox.run(cut_segment, request, self.cut, decoder, path)
+    def _read_in_child(self, request: dict[str, Any], config: SegmentConfig) -> pa.Table:
+        with scratch_file(scratch_folder()) as path, storage.explained(path, "passing images by"):
+            counts = self.sandbox.run(read_segment, request, config, path)
             for name, value in dataclasses.asdict(counts).items() if counts else ():
                 self._count(name, value)
-            with pa.memory_map(path) as file:  # keeps the pictures until the table is dropped
+            with pa.memory_map(path) as file:  # holds the images until the table is dropped
                 return pa.ipc.open_file(file).read_all()

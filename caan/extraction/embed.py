@@ -1,4 +1,4 @@
-"""Pictures -> features: both networks over micro-batches that cross segments."""
+"""The embedding stage: images -> features, by both networks."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from caan.schema import features_schema
 
 
 class SegmentEmbedder:
-    """Pictures -> features: both networks over fixed-size micro-batches across segments."""
+    """Images -> features: both networks over fixed-size micro-batches that cross segments."""
 
     def __init__(
         self,
@@ -31,9 +31,15 @@ class SegmentEmbedder:
         *,
         maps: Sequence[str] = (),
     ) -> None:
-        """`modalities`: face, context or both; vectors of the other are null, of one number.
+        """Load the backbones of `modalities` on `device`.
 
-        `maps`: of which of them the pool5 maps are given as well.
+        Args:
+            config: which backbones.
+            modalities: face, context or both; vectors of the other are null, of length one.
+            device: as torch names it.
+            batch_size: images per pass of a network.
+            num_threads: threads of torch in this process.
+            maps: modalities whose pool5 maps are kept too.
         """
         torch.set_num_threads(num_threads)
         if device == "cpu":
@@ -54,7 +60,7 @@ class SegmentEmbedder:
         self.counts: dict[str, float] = {}
 
     def take_counts(self) -> dict[str, float]:
-        """Segments, frames, pictures, micro-batches and seconds since the last call."""
+        """Segments, frames, images, micro-batches and seconds since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 
@@ -119,17 +125,16 @@ class SegmentEmbedder:
         self.counts[name] = self.counts.get(name, 0.0) + value
 
 
-def identities(
+def describe_networks(
     config: ExtractionConfig,
     modalities: Sequence[str] = ("face", "context"),
     *,
     maps: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Names, weight hashes and dimensions of detector and backbones, for run.json.
+    """Names, weights fingerprints and dimensions of detector and backbones, for run.json.
 
-    `maps` names the modalities whose pool5 maps are kept, and adds their shapes.
-
-    Loads each once on the CPU, so that a missing weight file ends the job before it starts.
+    Loads each once on the CPU: a missing weight file then ends the job before it starts. `maps`
+    names the modalities whose pool5 maps are kept; their shapes are added.
     """
     found: dict[str, Any] = {"detector": load_detector(config.detector_config()).identity}
     for kind in modalities:

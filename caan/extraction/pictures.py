@@ -1,4 +1,7 @@
-"""The rows of pictures that pass from decoding to the networks."""
+"""Images cropped from sampled frames, as rows of PICTURES_SCHEMA.
+
+Used by the decoding child, and by the stage of a detector that runs on a GPU.
+"""
 
 import os
 import shutil
@@ -8,16 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from caan.faces.crops import crop_face
-from caan.faces.detection import Face
+from caan.extraction.config import SegmentConfig
+from caan.faces.crops import crop_face, resize_context
+from caan.faces.detection import Box, Face, select_faces
+from caan.people.face_embedding import face_embeddings
 from caan.schema import PICTURES_SCHEMA, table_of
 
 PICTURE_SIZE = 224
-"""Side of the pictures that the networks see, in pixels (paper 4.1)."""
+"""Side of the images that the networks see, in pixels (paper 4.1)."""
 
 
 def scratch_folder() -> str:
-    """Where pictures pass from child to parent: memory if there is room, else a disk."""
+    """Folder for images from child to parent: /dev/shm if it has 1 GiB free, else on disk."""
     memory = "/dev/shm"
     if os.path.isdir(memory) and shutil.disk_usage(memory).free > 1 << 30:
         return memory
@@ -25,53 +30,87 @@ def scratch_folder() -> str:
 
 
 def segment_columns(request: dict[str, Any]) -> dict[str, Any]:
-    """The columns that name a segment, from a row of the plan or of a later table."""
+    """Columns that name a segment, from a row of the plan or of a later table."""
     names = ("segment_id", "video_id", "start_seconds", "end_seconds", "attempt", "face_box")
     return {name: request[name] for name in names}
 
 
 def status_row(request: dict[str, Any], status: str, error: str | None) -> pa.Table:
-    """The row of a segment of which there is nothing to see."""
+    """Row of a segment that has no frames."""
     row = segment_columns(request) | {"status": status, "error": error}
     return table_of([row | {"frames": [], "faces": []}], PICTURES_SCHEMA)
 
 
-def face_row(
-    frame_index: int,
-    face: Face,
-    picture: np.ndarray,
-    expand: float,
-    vector: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """One face with its 224x224 crop, as PICTURES_SCHEMA has it."""
-    crop = crop_face(picture, face.box, expand=expand, size_pixels=PICTURE_SIZE)
-    return {
-        "frame_index": frame_index,
-        "box": [float(value) for value in face.box],
-        "score": float(face.score),
-        "picture": crop.tobytes(),
-        "appearance_vector": vector,
-    }
-
-
 def frame_row(
-    frame_index: int, pts_seconds: float, context: np.ndarray, picture: np.ndarray | None
+    frame_index: int, pts_seconds: float, context: np.ndarray, image: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """One sampled frame as PICTURES_SCHEMA has it; `picture` is there for a detector on a GPU."""
-    height, width = (PICTURE_SIZE, PICTURE_SIZE) if picture is None else picture.shape[:2]
+    """Row of one sampled frame.
+
+    `context` uint8 [224, 224, 3] is the whole frame, for the histogram. `image` uint8 [H, W, 3] is
+    the frame for a detector that runs in a later stage; None where faces are detected here.
+    """
+    height, width = (PICTURE_SIZE, PICTURE_SIZE) if image is None else image.shape[:2]
     return {
         "frame_index": frame_index,
         "pts_seconds": pts_seconds,
         "height": height,
         "width": width,
         "histogram": colour_histogram(context),
-        "picture": None if picture is None else picture.tobytes(),
+        "picture": None if image is None else image.tobytes(),
     }
 
 
-def colour_histogram(picture: np.ndarray) -> list[int]:
-    """Shares of 4x4x4 RGB bins in 255ths, 64 values; tells cuts from motion (our choice)."""
-    bins = (picture >> 6).astype(np.uint8)
+def crop_frame(
+    row: dict[str, Any],
+    image: np.ndarray,
+    detected: list[Face],
+    config: SegmentConfig,
+    marked_box: Box | None,
+    context: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Choose the faces of a frame, crop them, and put the context image into the frame's row.
+
+    Args:
+        row: the frame's row; it gets `picture`, `height` and `width` of what the context network
+            sees, or no picture where that network skips the frame.
+        image: the frame, uint8 [H, W, 3] RGB.
+        detected: its faces, in pixels of `image`.
+        config: which faces are kept and how they are cropped.
+        marked_box: the manifest's face box in pixels of the stored frame, for the policy `marked`.
+        context: `image` at 224x224, where the caller has it.
+
+    Returns:
+        A row per kept face, its box in pixels of the stored frame.
+    """
+    scale = row.get("scale") or 1.0  # pixels of `image` per pixel of the stored frame
+    marked: Box | None = None
+    if marked_box is not None:
+        x0, y0, x1, y1 = (value * scale for value in marked_box)
+        marked = x0, y0, x1, y1
+    kept = select_faces(detected, config.face_policy, marked, config.max_faces_per_frame)
+    vectors = face_embeddings(config.face_embedding, config.fps, row["frame_index"], kept, image)
+    is_seen = bool(kept) or config.no_face == "context_only"
+    if is_seen and context is None:
+        context = resize_context(image)
+    row["picture"] = context.tobytes() if is_seen and context is not None else None
+    row["height"] = row["width"] = PICTURE_SIZE
+    return [
+        {
+            "frame_index": row["frame_index"],
+            "box": [float(value / scale) for value in face.box],
+            "score": float(face.score),
+            "picture": crop_face(
+                image, face.box, expand=config.crop_expand, size_pixels=PICTURE_SIZE
+            ).tobytes(),
+            "appearance_vector": vector,
+        }
+        for face, vector in zip(kept, vectors, strict=True)
+    ]
+
+
+def colour_histogram(image: np.ndarray) -> list[int]:
+    """Shares of 4x4x4 RGB bins in 255ths, 64 values, to tell cuts from motion (our choice)."""
+    bins = (image >> 6).astype(np.uint8)
     index = bins[..., 0] * 16 + bins[..., 1] * 4 + bins[..., 2]
     counts = np.bincount(index.ravel(), minlength=64)
     return np.rint(counts * (255.0 / index.size)).astype(int).tolist()

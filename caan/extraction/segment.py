@@ -1,7 +1,7 @@
-"""Segment of a video -> uint8 pictures of faces and context, the part that runs in the sandbox.
+"""Segment of a video -> images of its faces and frames; runs in the sandboxed decoding child.
 
-This module is imported by the decoding child: nothing here needs torch or Ray (the networks
-of RetinaFace and Faster R-CNN import it where one is the detector and runs on the CPU).
+Imports neither torch nor Ray. RetinaFace and Faster R-CNN import torch where one of them is the
+detector and runs on the CPU.
 """
 
 import math
@@ -11,28 +11,29 @@ from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
 from caan.errors import DecodeFailed, VideoError
-from caan.extraction.config import CutConfig
+from caan.extraction.config import SegmentConfig
 from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
-from caan.extraction.pictures import (
-    face_row,
-    frame_row,
-    segment_columns,
-)
+from caan.extraction.pictures import crop_frame, frame_row, segment_columns
 from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
-from caan.faces.detection import DetectorConfig, Face, select_faces
-from caan.media.sampling import Frame, KeyFrame, key_frames, sample_frames
-from caan.people.face_embedding import dlib_embedder, face_embeddings
+from caan.faces.detection import DetectorConfig, Face
+from caan.media.grid import Frame
+from caan.media.sampling import KeyFrame, key_frames, sample_frames
+from caan.people.face_embedding import dlib_embedder
 from caan.schema import PICTURES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
 from caan.storage.paths import is_s3
 
 CHUNK_PIXELS = 16_000_000
-"""Decoded pixels held at once while waiting for the detector (48 MB)."""
+"""Decoded pixels that are held at once for the detector (48 MB)."""
+
+CHUNK_FRAMES = 8
+"""Frames that are held at once for the detector."""
 
 
 @lru_cache(maxsize=2)
@@ -40,33 +41,31 @@ def _detector(config: DetectorConfig) -> Any:
     return load_detector(config, device="cpu")
 
 
-def warm_up(config: CutConfig) -> None:
+def warm_up(config: SegmentConfig) -> None:
     """Load what every segment needs; the sandbox's initializer."""
-    import cv2
     from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(1)
-    threadpool_limits(1)  # there is a child per core
+    threadpool_limits(1)  # there is one child per core
     for detector in {config.detector, config.look_detector} - {None}:
         _detector(detector)
-    if config.detector and config.identity and config.identity.name == "dlib":
+    if config.detector and config.face_embedding and config.face_embedding.name == "dlib":
         dlib_embedder()
 
 
-def cut_segment(
-    request: dict[str, Any], config: CutConfig, decoder: str, path: str
-) -> CascadeCounts | None:
-    """Write one row of PICTURES_SCHEMA as an Arrow IPC file to `path`.
+def read_segment(request: dict[str, Any], config: SegmentConfig, path: str) -> CascadeCounts | None:
+    """Decode a segment and write its row of PICTURES_SCHEMA as an Arrow IPC file to `path`.
 
-    `request` is a row of the plan, its `source` the local path or s3:// object to read. The row's
-    status is `ok`, `no_face`, or `partial` where the file breaks off after some frames. With a
-    look_detector the row has the frames of wanted stretches, and of the others the key frames that
-    were looked at, each in the place of the grid frame next to it; what that spared is returned.
+    `request` is a row of the plan whose `source` is the local path or s3:// object to read. The
+    row's status is `ok`, `no_face`, or `partial` where the file breaks off after some frames.
+
+    With a `look_detector` the row holds the frames of the wanted stretches, and the searched key
+    frames of the others, each in place of the next grid frame. The cascade's counts are returned.
 
     Raises:
-        VideoError: nothing could be decoded.
+        VideoError: no frame could be decoded.
     """
-    cut = SegmentCut(request, config)
+    images = SegmentImages(request, config)
     with ExitStack() as stack:
         source: Any = request["source"]
         if is_s3(source):
@@ -81,104 +80,91 @@ def cut_segment(
         error: str | None = None
         start = time.perf_counter()
         try:
-            for frame in _frames_of(ranges, source, config.fps, decoder):
-                cut.seconds_decode += time.perf_counter() - start
+            for frame in _frames_of(ranges, source, config):
+                images.seconds_decode += time.perf_counter() - start
                 chunk.append(frame)
                 if _is_full(chunk):
-                    cut.add(chunk)
+                    images.add(chunk)
                     chunk = []
                 start = time.perf_counter()
         except DecodeFailed as failure:
-            if not chunk and not cut.frames:
+            if not chunk and not images.frames:
                 raise
             error = str(failure)
-        cut.seconds_decode += time.perf_counter() - start
-        cut.add(chunk)
-    counts = looks.add_to(cut) if looks is not None else None
-    table = cut.table(decoder, error)
+        images.seconds_decode += time.perf_counter() - start
+        images.add(chunk)
+    counts = looks.add_to(images) if looks is not None else None
+    table = images.table(error)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     return counts
 
 
 def _frames_of(
-    ranges: Sequence[tuple[int, int]], source: Any, fps: float, decoder: str
+    ranges: Sequence[tuple[int, int]], source: Any, config: SegmentConfig
 ) -> Iterator[Frame]:
     for first_index, num_frames in ranges:
         yield from sample_frames(
             source,
-            fps=fps,
+            fps=config.fps,
             first_index=first_index,
             num_frames=num_frames,
-            decoder=decoder,  # type: ignore[arg-type]
+            decoder=config.decoder,
         )
 
 
 def _is_full(chunk: Sequence[Frame | KeyFrame]) -> bool:
-    picture = chunk[-1].picture
-    assert picture is not None
-    return len(chunk) * picture.size // 3 >= CHUNK_PIXELS or len(chunk) >= 8
+    image = chunk[-1].picture
+    assert image is not None
+    return len(chunk) * image.size // 3 >= CHUNK_PIXELS or len(chunk) >= CHUNK_FRAMES
 
 
-class SegmentCut:
-    """Collects the pictures of one segment."""
+class SegmentImages:
+    """Frames and faces of one segment, as they are decoded."""
 
-    def __init__(self, request: dict[str, Any], config: CutConfig) -> None:
+    def __init__(self, request: dict[str, Any], config: SegmentConfig) -> None:
         self.request = request
         self.config = config
         self.frames: list[dict[str, Any]] = []
         self.faces: list[dict[str, Any]] = []
+        self.decoder = "pyav"
         self.seconds_decode = 0.0
         self.seconds_detect = 0.0
 
-    def add(self, chunk: Sequence[Any]) -> None:
-        """Detect in these frames and keep the pictures that the networks need."""
+    def add(self, chunk: Sequence[Frame]) -> None:
+        """Detect faces in these frames and keep the images that the networks need."""
         if not chunk:
             return
         start = time.perf_counter()
-        pictures = [frame.picture for frame in chunk]
+        self.decoder = chunk[-1].decoder
         if self.config.detector is None:
             for frame in chunk:
                 self._add_whole(frame)
         else:
-            found = _detector(self.config.detector).detect(pictures)
+            found = _detector(self.config.detector).detect([frame.picture for frame in chunk])
             for frame, faces in zip(chunk, found, strict=True):
-                self._add_cut(frame, faces)
+                self._add_crops(frame, faces)
         self.seconds_detect += time.perf_counter() - start
 
-    def _add_whole(self, frame: Any) -> None:
+    def _add_whole(self, frame: Frame) -> None:
         height, width = frame.picture.shape[:2]
         scale = min(1.0, self.config.detect_size_pixels / max(height, width))
         small = frame.picture
         if scale < 1.0:
-            import cv2
-
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             small = cv2.resize(frame.picture, size, interpolation=cv2.INTER_AREA)
         context = resize_context(frame.picture)
         row = frame_row(frame.frame_index, frame.pts_seconds, context, small)
         self.frames.append(row | {"scale": small.shape[0] / height})
 
-    def _add_cut(self, frame: Any, faces: list[Face]) -> None:
-        kept = select_faces(
-            faces,
-            self.config.face_policy,
-            self.request["face_box"],
-            self.config.max_faces_per_frame,
-        )
+    def _add_crops(self, frame: Frame, faces: list[Face]) -> None:
         context = resize_context(frame.picture)
-        is_seen = bool(kept) or self.config.no_face == "context_only"
-        row = frame_row(frame.frame_index, frame.pts_seconds, context, context if is_seen else None)
+        row = frame_row(frame.frame_index, frame.pts_seconds, context)
+        marked_box = self.request["face_box"]
+        self.faces += crop_frame(row, frame.picture, faces, self.config, marked_box, context)
         self.frames.append(row)
-        vectors = face_embeddings(
-            self.config.identity, self.config.fps, frame.frame_index, kept, frame.picture
-        )
-        self.faces += [
-            face_row(frame.frame_index, face, frame.picture, self.config.crop_expand, vector)
-            for face, vector in zip(kept, vectors, strict=True)
-        ]
 
-    def table(self, decoder: str, error: str | None) -> pa.Table:
+    def table(self, error: str | None) -> pa.Table:
         """The segment's one row."""
         status = "ok" if self.faces or self.config.detector is None else "no_face"
         if error is not None:
@@ -189,7 +175,7 @@ class SegmentCut:
                 | {
                     "status": status,
                     "error": error,
-                    "decoder": decoder,
+                    "decoder": self.decoder,
                     "seconds_decode": self.seconds_decode,
                     "seconds_detect": self.seconds_detect,
                     "frames": self.frames,
@@ -201,9 +187,9 @@ class SegmentCut:
 
 
 class SegmentLooks:
-    """The key frames of one segment and around it, looked at before anything else is decoded."""
+    """Key frames in and around one segment, searched for faces before the segment is decoded."""
 
-    def __init__(self, request: dict[str, Any], config: CutConfig) -> None:
+    def __init__(self, request: dict[str, Any], config: SegmentConfig) -> None:
         self.request = request
         self.config = config
         self.index = request["first_index"] + np.arange(request["num_frames"])
@@ -215,10 +201,10 @@ class SegmentLooks:
         self.end_index = int(self.index[-1]) + 1
 
     def ranges(self, source: Any) -> list[tuple[int, int]]:
-        """Ranges of the grid to sample; the whole segment where key frames cannot be had."""
+        """Ranges of the grid to sample; the whole segment if key frames cannot be decoded alone."""
         try:
             end_seconds = self._look(source)
-        except VideoError:  # sampling will say what is wrong, or find nothing wrong
+        except VideoError:  # sampling then finds the same fault, or none
             end_seconds, self.looks = math.inf, []
         times, faces = np.array(self.looks or np.zeros((0, 2))).T
         seconds = self.index / self.config.fps
@@ -226,7 +212,7 @@ class SegmentLooks:
         return ranges_of(self.is_wanted, self.request["first_index"])
 
     def _look(self, source: Any) -> float:
-        """Fill `looks` and `rows`; gives where the stretch after the last look ends."""
+        """Fill `looks` and `rows`; return the end (seconds) of the stretch after the last look."""
         fps = self.config.fps
         chunk: list[KeyFrame] = []
         end_seconds = math.inf
@@ -258,29 +244,29 @@ class SegmentLooks:
             return
         start = time.perf_counter()
         assert self.config.look_detector is not None
-        pictures = [frame.picture for frame in chunk if frame.picture is not None]
-        found = _detector(self.config.look_detector).detect(pictures)
-        for frame, picture, faces in zip(chunk, pictures, found, strict=True):
+        images = [frame.picture for frame in chunk if frame.picture is not None]
+        found = _detector(self.config.look_detector).detect(images)
+        for frame, image, faces in zip(chunk, images, found, strict=True):
             self.looks.append((frame.pts_seconds, bool(faces)))
             if not faces and self.index[0] <= frame.frame_index <= self.index[-1]:
-                context = resize_context(picture)
-                self.rows.append(frame_row(frame.frame_index, frame.pts_seconds, context, None))
+                context = resize_context(image)
+                self.rows.append(frame_row(frame.frame_index, frame.pts_seconds, context))
         self.seconds_detect += time.perf_counter() - start
 
-    def add_to(self, cut: SegmentCut) -> CascadeCounts:
-        """Add the looks at stretches that were not sampled; gives the segment's counts."""
-        num_sampled = len(cut.frames)
+    def add_to(self, images: SegmentImages) -> CascadeCounts:
+        """Add the searched key frames of unsampled stretches; return the segment's counts."""
+        num_sampled = len(images.frames)
         taken = set(self.index[self.is_wanted].tolist())
         for row in self.rows:
             if row["frame_index"] not in taken:
                 taken.add(row["frame_index"])
-                cut.frames.append(row)
-        cut.frames.sort(key=lambda row: row["frame_index"])
-        cut.seconds_decode += self.seconds_decode
-        cut.seconds_detect += self.seconds_detect
+                images.frames.append(row)
+        images.frames.sort(key=lambda row: row["frame_index"])
+        images.seconds_decode += self.seconds_decode
+        images.seconds_detect += self.seconds_detect
         in_video = self.index < self.end_index
         num_skipped = int((in_video & ~self.is_wanted).sum())
-        num_unseen = num_skipped - (len(cut.frames) - num_sampled)
+        num_unseen = num_skipped - (len(images.frames) - num_sampled)
         return CascadeCounts(
             frames_looked=len(self.looks),
             frames_sampled=num_sampled,

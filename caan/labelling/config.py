@@ -10,6 +10,38 @@ from caan.report.config import StripConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How jobs.label reads videos. Options that are not given are those of the model."""
+
+    fps: float | None = None
+    """Sampled frames per second."""
+    detector: str | None = None
+    """Face detector; another one than the model's is an error."""
+    face_backbone: str | None = None
+    """Face backbone; another one than the model's is an error."""
+    context_backbone: str | None = None
+    """Context backbone; another one than the model's is an error."""
+    detector_weights: str | None = None
+    """File of the detector's weights on this cluster; they must be the model's."""
+    face_weights: str | None = None
+    """File of the face backbone's weights on this cluster; they must be the model's."""
+    context_weights: str | None = None
+    """File of the context backbone's weights on this cluster; they must be the model's."""
+    min_face_score: float | None = None
+    """Lowest score of a face, 0 to 1."""
+    max_faces_per_frame: int = 4
+    """Most faces kept per frame, the largest first."""
+    identity: Literal["auto", "dlib", "vggface", "none"] = "auto"
+    """Vector that tells people apart; auto: vggface's if that is the face backbone, else dlib's."""
+    identity_seconds: float = 1.0
+    """dlib embeds the faces of one sampled frame per this time."""
+    cascade: bool = False
+    """Search key frames for faces first, and sample only around those with a face or where key
+    frames are rare. For archives that mostly show nobody. Misses a face that appears only between
+    two key frames without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """What the second phase makes of a video's faces; the first phase does not depend on it."""
 
@@ -25,6 +57,10 @@ class PoolConfig:
     """Labels of lower confidence are `uncertain`; their probabilities stay."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.abstain_below <= 1.0:
+            raise InputError(
+                f"--abstain-below {self.abstain_below} must be a confidence from 0 to 1."
+            )
         if self.window_seconds < 0 or self.stride_seconds < 0:
             raise InputError(
                 f"--window-seconds {self.window_seconds} and --stride-seconds "

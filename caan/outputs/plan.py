@@ -1,4 +1,4 @@
-"""Manifest -> segments: what is to be done, in shards that are done and resumed on their own."""
+"""Manifest -> segments, in shards that are processed and resumed one by one."""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +10,19 @@ import pyarrow.compute as pc
 
 from caan.errors import InputError
 from caan.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, check_table, segment_id_of, table_of
+from caan.storage import read_table
 from caan.storage.paths import normalise
 
 SHARD_SEGMENTS = 50_000
-"""Most segments of one shard; a shard is one run of Ray Data with a checkpoint of its own."""
+"""Most segments of one shard. A shard is one run of Ray Data with its own checkpoint."""
 
 
 def check_manifest(table: pa.Table, name: str) -> pa.Table:
-    """The manifest with all columns of the contract, in its types.
+    """Check a manifest and give it all columns of MANIFEST_SCHEMA, in their types.
 
     Raises:
-        InputError: a column is missing or of another type, an id is unfit for file names or stands
-            twice, a uri is neither local nor on S3, or it is empty.
+        InputError: it has no rows, a column is missing or of another type, an id is unfit for file
+            names or not unique, or a uri is neither local nor on S3.
     """
     manifest = check_table(table, MANIFEST_SCHEMA, f"manifest `{name}`")
     if manifest.num_rows == 0:
@@ -43,13 +44,13 @@ def check_manifest(table: pa.Table, name: str) -> pa.Table:
 def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.Table:
     """Segments of all videos: grid ranges of at most `segment_frames` frames, PLAN_SCHEMA.
 
-    The grid counts from the file's start, so a time range of a file takes the grid frames inside
-    it. The last segment of a video without an end, or with one after its duration, may run over by
-    one segment's length, for files that last longer than their header says. A video that the index
-    found bad keeps one row, with its status.
+    The grid starts at the file's start; a video that is a time range of its file gets the grid
+    frames in that range. If a video has no end, or an end after its duration, its last segment may
+    be longer by one segment's length: some files last longer than their header says. A video that
+    the index found bad gets one row, with its status.
 
     Raises:
-        InputError: a good video without an address or a duration, or with an impossible time range.
+        InputError: a good video has no uri, no duration, or an impossible time range.
     """
     rows: list[dict[str, Any]] = []
     tables = []
@@ -112,13 +113,13 @@ def _check_range(video: dict[str, Any], *, needs_duration: bool) -> None:
 
 
 WATCHED = ("etag", "size_bytes")
-"""Columns of a plan that say whether a video is still the one that was read."""
+"""Columns of a plan in which a changed file differs."""
 
 
 def new_segments(
     plan: pa.Table, done: pa.Table | None, watched: Sequence[str] = WATCHED
 ) -> pa.Table:
-    """The segments of `plan` that an earlier plan does not name.
+    """The segments of `plan` whose videos are not in the earlier plan `done`.
 
     Raises:
         InputError: a video of the earlier plan has changed since, in one of the columns `watched`.
@@ -146,7 +147,7 @@ def row_per_video(table: pa.Table) -> pa.Table:
 
 
 def shards_of(plan: pa.Table, shard_segments: int = SHARD_SEGMENTS) -> list[pa.Table]:
-    """`plan` in consecutive parts of about `shard_segments`; a video never lies in two."""
+    """`plan` in consecutive parts of about `shard_segments`; a video is never in two of them."""
     shards: list[pa.Table] = []
     start = 0
     ids = plan["video_id"].to_pylist()
@@ -156,3 +157,26 @@ def shards_of(plan: pa.Table, shard_segments: int = SHARD_SEGMENTS) -> list[pa.T
             shards.append(plan.slice(start, row - start))
             start = row
     return [shard for shard in shards if shard.num_rows]
+
+
+def seconds_of(plan: pa.Table) -> float:
+    """Seconds of video in a plan."""
+    lengths = pc.subtract(plan["end_seconds"], plan["start_seconds"])
+    return float(pc.sum(lengths).as_py() or 0.0)
+
+
+def mean_frames(plan_file: str, fps: float) -> float:
+    """Mean number of sampled frames per segment of a plan."""
+    plan = read_table(plan_file, ["start_seconds", "end_seconds"])
+    return fps * seconds_of(plan) / max(1, plan.num_rows)
+
+
+def longest_first(segments: pa.Table) -> pa.Table:
+    """The segments by falling length; those of one length keep their order.
+
+    A segment of 128 frames takes a VGG on one core more than a minute: if it comes last, the other
+    cores are idle meanwhile. On a GPU it takes a second, and the order of the plan gives rounds of
+    segments that are more alike.
+    """
+    seconds = pc.subtract(segments["end_seconds"], segments["start_seconds"])
+    return segments.take(pc.sort_indices(pc.negate(seconds)))

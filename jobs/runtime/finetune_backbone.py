@@ -23,7 +23,7 @@ from caan.backbones.config import BackboneConfig
 from caan.backbones.weights import SEEN_VIDEOS, save_weights
 from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig, SandboxConfig
-from caan.extraction.embed import identities
+from caan.extraction.embed import describe_networks
 from caan.outputs import layout
 from caan.training import finetune, finetune_data, losses
 from caan.training.augmentation import change_pictures
@@ -41,7 +41,9 @@ from jobs.runtime.finetune import (
     validation_tables,
     worker_place,
 )
-from jobs.runtime.pipeline import Pipeline, Resources, Run
+from jobs.runtime.options import Resources
+from jobs.runtime.pipeline import Pipeline
+from jobs.runtime.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -187,11 +189,11 @@ def decode_pictures(run: FinetuneRun, options: BackboneTraining, videos: Finetun
     storage.write_table(videos.rows, listed)
     decoding = Run(
         job_name="finetune",
-        manifest_uri=listed,
+        manifest=listed,
         output=storage.join(run.output, PICTURES),
         table=PICTURES,
         config=options.extraction,
-        identity=identities(options.extraction, (options.modality,)),
+        networks=describe_networks(options.extraction, (options.modality,)),
         whole_config=run.options,
         retry_failed=False,
         on_change="error",

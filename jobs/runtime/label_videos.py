@@ -1,8 +1,9 @@
-"""What jobs.label does after the stages: videos as a whole, and the files that people open."""
+"""Second phase of jobs.label: pool each video's segments into labels, and write sidecar files."""
 
 import datetime
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pyarrow.compute as pc
 import ray
 
 from caan import storage
+from caan.extraction.config import ExtractionConfig
 from caan.labelling import video_labels
 from caan.labelling.config import Kind, PoolConfig, SidecarConfig
+from caan.labelling.frame_scores import SegmentScorer
 from caan.labelling.sidecars import labels_as_csv, labels_as_json_lines, write_sidecars
 from caan.models import checkpoint
 from caan.outputs import layout
@@ -24,23 +27,23 @@ from caan.schema import MANIFEST_SCHEMA
 logger = logging.getLogger(__name__)
 
 TABLE = "segment_scores"
-"""The first phase's table."""
+"""Table of the first phase."""
 
 TABLES = ("labels", "windows", "frame_scores")
-"""The second phase's tables."""
+"""Tables of the second phase."""
 
 POOL_SEGMENTS = 500
-"""Segments of one task of the second phase (about 130 MB of frame vectors)."""
+"""Most segments of one task of the second phase (about 130 MB of frame vectors)."""
 
 FILE_VIDEOS = 16
-"""Videos whose timelines, previews and strips one task writes."""
+"""Most videos whose timelines, previews and strips one task writes."""
 
 FOLDERS = {"vtt": "timelines", "eaf": "timelines", "preview": "previews", "strip": "strips"}
-"""Where the files of one video go."""
+"""Folder of each kind of file that is written per video."""
 
 
 def model_in_memory(folder: str | Path) -> dict[str, bytes]:
-    """The files of a model folder, without the backbones' weights."""
+    """Contents of a model folder by file name, without the backbones' weights."""
     heavy = checkpoint.BACKBONE_FILE.format("")
     return {
         path.name: path.read_bytes()
@@ -55,11 +58,29 @@ def unpack(files: dict[str, bytes], folder: str) -> None:
         (Path(folder) / name).write_bytes(content)
 
 
+def build_scorer(
+    extraction: ExtractionConfig,
+    model_refs: list[Any],
+    face_embedding: str,
+    device: str,
+    batch_size: int,
+    num_threads: int,
+) -> SegmentScorer:
+    """Build the last stage of the first phase on this node.
+
+    `model_refs` holds one reference to the model's files. Ray would replace a reference that is not
+    in a list by the files.
+    """
+    with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
+        unpack(ray.get(model_refs[0]), folder)
+        return SegmentScorer(extraction, folder, device, batch_size, num_threads, face_embedding)
+
+
 @ray.remote(num_cpus=1)
 def pool_part(
     output: str, number: int, video_files: dict[str, list[str]], files: Any, config: PoolConfig
 ) -> int:
-    """Second phase of some videos: read their segments, write their rows; gives the people."""
+    """Read the segments of some videos, write their rows, and return the number of people."""
     wanted = pa.array(sorted(video_files), pa.string())
     names = sorted({name for of_video in video_files.values() for name in of_video})
     tables = []
@@ -78,12 +99,12 @@ def pool_part(
 
 
 def part_name(number: int) -> str:
-    """File name of a part of the second phase's tables."""
+    """File name of one part of the second phase's tables."""
     return f"part-{number:05d}.parquet"
 
 
 def read_marks(output: str, video_ids: pa.Array) -> dict[str, Mark]:
-    """The marked people of these videos, from the run's manifest."""
+    """The marked person of each of these videos, from the run's manifest."""
     columns = ["video_id", "face_box", "face_pts_seconds"]
     manifest = storage.read_table(storage.join(output, "manifest.parquet"), columns)
     rows = manifest.filter(pc.is_in(manifest["video_id"], video_ids)).to_pylist()
@@ -95,10 +116,10 @@ def read_marks(output: str, video_ids: pa.Array) -> dict[str, Mark]:
 
 
 def pool(output: str, model_ref: Any, config: PoolConfig) -> int:
-    """Second phase: the rows of every video, in parts of whole videos; gives the people.
+    """Write the rows of all videos, in parts of whole videos; return the number of people.
 
-    Each part is a pure function of the first phase's rows and replaces its files as a whole, so a
-    run that was interrupted here does this phase again and ends with the same tables.
+    Each part depends only on the rows of the first phase and replaces its files as a whole. A run
+    that was interrupted here repeats this phase and ends with the same tables.
     """
     video_files: dict[str, list[str]] = {}
     num_segments: dict[str, int] = {}
@@ -127,9 +148,9 @@ def pool(output: str, model_ref: Any, config: PoolConfig) -> int:
 
 
 def write_files(output: str, emotions: Sequence[str], kinds: Sequence[Kind]) -> dict[str, str]:
-    """Write the files that people open, as tasks on the cluster; those of an earlier run go.
+    """Write tables, timelines, previews and strips as tasks on the cluster.
 
-    Gives what failed: `video_id kind` -> a sentence.
+    Deletes those of an earlier run first. Returns what failed: `video_id kind` -> a sentence.
     """
     for folder in sorted({*FOLDERS.values(), "tables"}):
         storage.delete(storage.join(output, folder))
@@ -161,7 +182,7 @@ def write_part(
     written_at: datetime.datetime,
     config: SidecarConfig,
 ) -> dict[str, str]:
-    """Timelines, previews and strips of some videos of one part; gives what failed."""
+    """Write timelines, previews and strips of some videos of one part; return what failed."""
     wanted = pa.array(video_ids, pa.string())
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in TABLES}
     for name in TABLES:
@@ -192,7 +213,7 @@ def write_part(
 
 @ray.remote(num_cpus=1)
 def write_texts(output: str, emotions: Sequence[str], kinds: Sequence[str]) -> dict[str, str]:
-    """`tables/labels.csv`, `.jsonl` and the same of the windows, part by part."""
+    """Write `tables/labels.csv`, `tables/labels.jsonl` and the same of the windows."""
     for name in ("labels", "windows"):
         texts: dict[str, list[str]] = {kind: [] for kind in kinds}
         for file in layout.part_files(output, name):
@@ -207,3 +228,12 @@ def write_texts(output: str, emotions: Sequence[str], kinds: Sequence[str]) -> d
                 path = storage.join(output, "tables", f"{name}.{kind}")
                 storage.write_bytes(path, "".join(parts).encode())
     return {}
+
+
+def statuses(output: str) -> Counter[str]:
+    """Number of videos by status in the labels, where a video with false faces only is no_face."""
+    counts: Counter[str] = Counter()
+    for name in layout.part_files(output, "labels"):
+        table = storage.read_table(name, ["is_main", "status"])
+        counts.update(table.filter(table["is_main"])["status"].to_pylist())
+    return counts

@@ -17,9 +17,9 @@ from caan.datasets.registry import (
 from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig
 from caan.schema import MANIFEST_SCHEMA, table_of
-from jobs import label
 from jobs.index import Job, list_rows
-from jobs.runtime.pipeline import Run
+from jobs.runtime import label_videos
+from jobs.runtime.run import Run
 
 SPLITS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 PARTS = ("train", "test")
@@ -192,11 +192,11 @@ def test_labelling_face_crops_with_a_model_of_whole_frames_is_refused(tmp_path):
     storage.write_table(table, f"{tmp_path}/m.parquet")
     run = Run(
         job_name="label",
-        manifest_uri=f"{tmp_path}/m.parquet",
+        manifest=f"{tmp_path}/m.parquet",
         output=f"{tmp_path}/labels",
-        table=label.TABLE,
+        table=label_videos.TABLE,
         config=ExtractionConfig(),
-        identity={},
+        networks={},
         whole_config={},
         retry_failed=False,
         on_change="error",

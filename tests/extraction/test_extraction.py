@@ -15,9 +15,9 @@ from caan.extraction.attempts import AttemptLog
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.embed import SegmentEmbedder
-from caan.extraction.gpu_detection import FaceCutter
+from caan.extraction.gpu_detection import FaceCropper
 from caan.extraction.pictures import PICTURE_SIZE
-from caan.extraction.segment import cut_segment
+from caan.extraction.segment import read_segment
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, PICTURES_SCHEMA, features_schema, table_of
 
@@ -41,7 +41,7 @@ def plan_of(path, segment_frames=100, **known):
 
 
 def decoder_of(folder, config=CONFIG, *, detect_here=True, **limits):
-    cut = config.cut_config(detect_here=detect_here)
+    cut = config.segment_config(detect_here=detect_here)
     return SegmentDecoder(cut, SandboxConfig(**limits), str(folder))
 
 
@@ -252,9 +252,9 @@ def test_one_modality_leaves_the_other_null(pictures):
 
 def test_context_of_frames_without_a_face_is_seen_when_asked_for(half_faceless, tmp_path):
     (request,) = plan_of(half_faceless).to_pylist()
-    cut = replace(CONFIG, no_face="context_only").cut_config(detect_here=True)
+    cut = replace(CONFIG, no_face="context_only").segment_config(detect_here=True)
     path = str(tmp_path / "pictures.arrow")
-    cut_segment(request | {"source": request["uri"]}, cut, "pyav", path)
+    read_segment(request | {"source": request["uri"]}, cut, path)
     table = pa.ipc.open_file(path).read_all()
     assert all(frame["picture"] for frame in flat(table, "frames"))
     assert len(flat(table, "faces")) == 3
@@ -268,7 +268,7 @@ def test_a_detector_in_a_later_stage_finds_the_same(pictures, half_faceless, tmp
     plans = [plan_of(half_faceless, face_box=box) for box in (first_box, elsewhere)]
     table = whole(pa.concat_tables(plans))
     whole.sandbox.close()
-    cut = FaceCutter(config, "cpu")(table)
+    cut = FaceCropper(config, "cpu")(table)
     assert cut.schema == PICTURES_SCHEMA
     assert flat(cut.slice(0, 1), "faces") == flat(pictures, "faces")
     for got, expected in zip(

@@ -16,7 +16,7 @@ from caan.media.sampling import key_frames, sample_frames
 from caan.outputs import verify
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, table_of
-from jobs.runtime.pipeline import cascade_line
+from jobs.runtime.run import cascade_line
 
 CONFIG = ExtractionConfig(detector="libfacedetection", fps=2.0, face_policy="all", cascade=True)
 
@@ -51,7 +51,7 @@ def cut(
             "num_frames": min(segment_frames, num_frames - first),
         }  # fmt: skip
         counts.append(
-            segment.cut_segment(request, config.cut_config(detect_here=True), "pyav", str(target))
+            segment.read_segment(request, config.segment_config(detect_here=True), str(target))
         )
         with pa.memory_map(str(target)) as file:
             row = pa.ipc.open_file(file).read_all().to_pylist()[0]
@@ -180,7 +180,7 @@ def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(
     manifest = [{"video_id": "v", "uri": str(path), "duration_seconds": 16.0}]
     plan = plan_segments(table_of(manifest, MANIFEST_SCHEMA), fps=2.0, segment_frames=16)
     decoder = SegmentDecoder(
-        CONFIG.cut_config(detect_here=True), SandboxConfig(), str(tmp_path / "tries")
+        CONFIG.segment_config(detect_here=True), SandboxConfig(), str(tmp_path / "tries")
     )
     table = decoder(plan)
     decoder.sandbox.close()

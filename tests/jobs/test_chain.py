@@ -20,10 +20,11 @@ import ray
 from caan import schema, storage
 from caan.errors import InputError
 from caan.media.sampling import sample_frames
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import longest_first, plan_segments
 from jobs import evaluate, extract, index, label, train, verify
 from jobs.runtime import cli
-from jobs.runtime.pipeline import Resources, actor_pool, longest_first
+from jobs.runtime.options import Resources
+from jobs.runtime.pipeline import actors
 from tests.support.clips import write_clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +201,7 @@ def test_rounds_go_to_the_actor_that_is_free_and_run_in_its_main_thread(
             return {"is_slow": [self.is_slow], "in_main": [in_main]}
 
     rounds = ray.data.range(8, override_num_blocks=8).map_batches(
-        Worker, batch_size=1, compute=actor_pool(2, at_hand=at_hand), num_cpus=0.1
+        Worker, batch_size=1, compute=actors(2, at_hand=at_hand), num_cpus=0.1
     )
     rows = rounds.take_all()
     assert [row["is_slow"] for row in rows].count(True) <= at_hand

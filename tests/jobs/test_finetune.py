@@ -14,7 +14,7 @@ from caan.media.sampling import sample_frames
 from caan.models import checkpoint
 from caan.training.config import FinetuneConfig
 from jobs import extract, finetune, index, label, train
-from jobs.runtime.pipeline import Resources
+from jobs.runtime.options import Resources
 from tests.support.clips import write_clip
 from tests.support.wider import write_wider
 

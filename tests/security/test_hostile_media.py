@@ -44,7 +44,7 @@ def rows_of(paths: list[Path]) -> tuple[pa.Table, pa.Table]:
     prober = IndexProber()
     manifest = prober(table_of(listed, MANIFEST_SCHEMA))
     prober.sandbox.close()
-    cut = ExtractionConfig(no_face="context_only").cut_config(detect_here=False)
+    cut = ExtractionConfig(no_face="context_only").segment_config(detect_here=False)
     plan = plan_segments(manifest, fps=2.0, segment_frames=64)
     decoder = SegmentDecoder(cut, LIMITS, str(paths[0].parent / "tries"))
     segments = decoder(plan)

@@ -44,7 +44,7 @@ def plan(s3_bucket: str, half_faceless: Path) -> pa.Table:
 
 
 def decoder_of(tmp_path: Path, spool_mb: int) -> SegmentDecoder:
-    cut = ExtractionConfig(no_face="context_only").cut_config(detect_here=False)
+    cut = ExtractionConfig(no_face="context_only").segment_config(detect_here=False)
     return SegmentDecoder(cut, SandboxConfig(spool_mb=spool_mb), str(tmp_path / "tries"))
 
 

@@ -1,0 +1,254 @@
+"""One output folder of extract, label or finetune: open it, plan, process, record."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from caan import config as configs
+from caan import schema, storage
+from caan.datasets.registry import face_crops_of, require_context
+from caan.errors import InputError
+from caan.extraction.config import ExtractionConfig
+from caan.extraction.keyframes import estimated_savings
+from caan.outputs import layout
+from caan.outputs.layout import Shard
+from caan.outputs.plan import WATCHED, check_manifest, plan_segments, seconds_of
+from caan.outputs.throughput import Workers, limit_of
+from jobs.runtime import cluster
+from jobs.runtime.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+FORECAST = ".forecast.json"
+"""Prediction of `--plan-only` in the output folder, with which the run is compared. The name has a
+dot, so that the folder still counts as empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One output folder, and what the job writes there."""
+
+    job_name: str
+    """extract, label or finetune."""
+    manifest: str
+    """The manifest; local or s3://."""
+    output: str
+    """The output folder; local or s3://."""
+    table: str
+    """Name of the table with a row per segment."""
+    config: ExtractionConfig
+    """What is read from each video."""
+    networks: dict[str, Any]
+    """Detector, backbones and model with their weights fingerprints."""
+    whole_config: dict[str, Any]
+    """All options of the job, for the record."""
+    retry_failed: bool
+    """Read failed videos again."""
+    on_change: str
+    """error or recompute."""
+    min_ok: float
+    """Lowest accepted share of good videos."""
+    modalities: tuple[str, ...] = ()
+    """What the model sees: face, context or both; empty: there is no model."""
+    face_policy: str = ""
+    """Whose rows are wanted in the end; empty: as `config` says."""
+
+    def process(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Run the stages over the segments that are left; return the record for run.json.
+
+        Raises:
+            InputError: a bad option or manifest, an output made with other options, or a data set
+                of face crops with a model that sees whole frames.
+        """
+        self._check_options()
+        table, manifest = self._read_manifest()
+        fingerprint_of = configs.to_dict(self.config) | self.networks
+        fingerprint = configs.fingerprint(fingerprint_of)
+        layout.open_output(self.output, fingerprint_of, fingerprint, self.on_change)
+        for name in ("face", "context"):
+            if self.networks.get(f"{name}_is_random"):
+                logger.warning("the %s backbone has RANDOM weights: its vectors mean nothing", name)
+        plan, shards = self._plan(manifest)
+        storage.write_table(manifest, storage.join(self.output, "manifest.parquet"))
+        cluster.start()
+        cluster.configure_data()
+        logger.info(
+            "%d videos, %d segments, %.0f seconds of video; detector %s, backbones %s and %s",
+            manifest.num_rows,
+            plan.num_rows,
+            seconds_of(plan),
+            self.config.detector,
+            self.config.face_backbone,
+            self.config.context_backbone,
+        )
+        counts = self._counts(pipeline, shards)
+        return {
+            "job": self.job_name,
+            "is_complete": True,
+            "fingerprint": fingerprint,
+            "fingerprint_of": fingerprint_of,
+            "config": self.whole_config,
+            "identity": self.networks,
+            "versions": layout.versions(),
+            "face_crops": face_crops_of(table),
+            "num_videos": manifest.num_rows,
+            "num_segments": plan.num_rows,
+            **throughput(counts),
+            "cascade": estimated_savings(counts["stages"].get("decode", {})),
+            "balance": balance_of(counts, self._forecast()),
+            **counts,
+        }
+
+    def statuses(self) -> Counter[str]:
+        """Number of videos by status, from the statuses of their segments."""
+        statuses: dict[str, list[str]] = {}
+        columns = ["video_id", "attempt", "status"]
+        for table in layout.latest_segments(self.output, self.table, columns):
+            for row in table.to_pylist():
+                statuses.setdefault(row["video_id"], []).append(row["status"])
+        return Counter(schema.video_status(of_video) for of_video in statuses.values())
+
+    def finish(self, record: dict[str, Any], statuses: Counter[str]) -> int:
+        """Write run.json with the number of videos by status; give the exit code."""
+        good = sum(statuses[status] for status in schema.GOOD_STATUSES)
+        share = good / max(1, record["num_videos"])
+        record |= {"statuses": dict(sorted(statuses.items())), "good_share": share}
+        storage.write_json(storage.join(self.output, "run.json"), record)
+        logger.info(
+            "%s: %s; %.1f frames/s, %.1f x real time, networks %.0f%% of the work, %.1f s",
+            self.output,
+            ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())),
+            record["frames_per_second"],
+            record["times_real_time"],
+            100 * record["network_share"],
+            record["seconds"],
+        )
+        if record["cascade"] is not None:
+            logger.info("%s", cascade_line(record["cascade"]))
+        if record["balance"]:
+            logger.info("%s", balance_line(record["balance"]))
+        if share < self.min_ok:
+            logger.error(
+                "only %.1f%% of the videos were read, and --min-ok asks for %.1f%%",
+                100 * share,
+                100 * self.min_ok,
+            )
+            return 1
+        return 0
+
+    def _check_options(self) -> None:
+        if not 0.0 <= self.min_ok <= 1.0:
+            raise InputError(f"--min-ok {self.min_ok} must be a share from 0 to 1.")
+        if self.config.cascade and self.config.no_face == "context_only":
+            raise InputError(
+                "--cascade drops frames without a face, which `--no-face context_only` keeps: "
+                "leave out one of the two."
+            )
+
+    def _read_manifest(self) -> tuple[pa.Table, pa.Table]:
+        """The manifest as it is stored, and checked."""
+        table = storage.read_table(self.manifest)
+        manifest = check_manifest(table, self.manifest)
+        require_context(face_crops_of(table), self.modalities)
+        policy = self.face_policy or self.config.face_policy
+        if policy == "marked" and manifest["face_box"].null_count:
+            raise InputError(
+                f"--face-policy marked needs a face_box for every video, and manifest "
+                f"`{self.manifest}` has {manifest['face_box'].null_count} videos without one: give "
+                "them in a list to jobs.index, or use --face-policy main."
+            )
+        return table, manifest
+
+    def _plan(self, manifest: pa.Table) -> tuple[pa.Table, list[Shard]]:
+        plan = plan_segments(
+            manifest, fps=self.config.fps, segment_frames=self.config.segment_frames
+        )
+        shards = layout.extend_plan(
+            self.output,
+            self.table,
+            plan,
+            retry_failed=self.retry_failed,
+            recompute_changed=self.on_change == "recompute",
+            watched=(*WATCHED, "face_box") if self.config.face_policy == "marked" else WATCHED,
+        )
+        return plan, shards
+
+    def _counts(self, pipeline: Pipeline, shards: list[Shard]) -> dict[str, Any]:
+        """Run the stages; if nothing is left to do, give the figures of the run that did it."""
+        run_file = storage.join(self.output, "run.json")
+        before = storage.read_json(run_file)
+        if before["is_complete"] and all(shard.is_finished() for shard in shards):
+            names = ("stages", "stage_nodes", "node_labels", "pools", "seconds")
+            counts = {name: before.get(name, {}) for name in names}
+            counts["seconds_until_networks"] = before.get("seconds_until_networks")
+            return counts
+        storage.write_json(run_file, before | {"is_complete": False})
+        return pipeline.run(self.job_name, shards)
+
+    def _forecast(self) -> dict[str, Any] | None:
+        path = storage.join(self.output, FORECAST)
+        return storage.read_json(path) if storage.exists(path) else None
+
+
+def workers_of(counts: dict[str, Any]) -> Workers:
+    """The workers of a run, from what `Pipeline.run` returned."""
+    return Workers(**counts["pools"])
+
+
+def balance_of(counts: dict[str, Any], forecast: dict[str, Any] | None) -> dict[str, Any]:
+    """The limiting stage of a run, its share of its own limit, and the prediction."""
+    if not counts["pools"]:
+        return {}
+    stage, share = limit_of(counts["stages"], workers_of(counts), counts["seconds"])
+    if not stage:
+        return {}
+    return {
+        "limiting_stage": stage,
+        "share_of_its_limit": share,
+        "predicted_frames_per_second": forecast and forecast["frames_per_second"],
+        "predicted_hours": forecast and forecast["hours"],
+    }
+
+
+def balance_line(balance: dict[str, Any]) -> str:
+    """The log line of `balance_of`."""
+    line = (
+        f"`{balance['limiting_stage']}` limited the run, which reached "
+        f"{100 * balance['share_of_its_limit']:.0f}% of its limit"
+    )
+    if balance["predicted_frames_per_second"]:
+        line += f"; predicted were {balance['predicted_frames_per_second']:.1f} frames/s"
+    return line
+
+
+def cascade_line(savings: dict[str, float | None]) -> str:
+    """The log line of `estimated_savings`."""
+    saved = ", ".join(
+        f"{savings[f'saved_seconds_{name}']:.1f} s of {what}"
+        for name, what in (("decode", "decoding"), ("detect", "detection"))
+        if savings[f"saved_seconds_{name}"] is not None
+    )
+    return (
+        f"cascade: {savings['frames_looked']:.0f} key frames searched, "
+        f"{savings['frames_skipped']:.0f} frames skipped, {savings['frames_sampled']:.0f} sampled; "
+        f"about {saved or 'an unknown time'} saved"
+    )
+
+
+def throughput(counts: dict[str, Any]) -> dict[str, float]:
+    """Frames per second, times real time, share of the networks and mean batch fill of a run."""
+    embed = counts["stages"].get("embed", {})
+    decode = counts["stages"].get("decode", {})
+    seconds = counts["seconds"] or 1.0
+    networks = embed.get("seconds_networks", 0.0)
+    work = networks + decode.get("seconds_decode", 0.0) + decode.get("seconds_detect", 0.0)
+    return {
+        "frames_per_second": embed.get("frames", 0.0) / seconds,
+        "times_real_time": (embed.get("video_seconds", 0.0) + decode.get("skipped_seconds", 0.0))
+        / seconds,
+        "network_share": networks / work if work else 0.0,
+        "batch_fill": embed.get("pictures", 0.0) / (embed.get("batch_places", 0.0) or 1.0),
+    }
