@@ -26,7 +26,7 @@ import tyro
 
 from caan import storage
 from caan.annotation import agreement
-from caan.annotation.agreement import Vote
+from caan.annotation.agreement import TieRule, Vote
 from caan.annotation.clips import Clip, cut
 from caan.annotation.server import serve
 from caan.datasets.folder import read_list
@@ -87,8 +87,8 @@ class VotesJob:
     .md."""
     label_set: str = "heiv7"
     """heiv7, ekman6 or plutchik8."""
-    tie_rule: str = "drop"
-    """Tied videos: drop (no label), first_vote, label_order."""
+    tie_rule: TieRule = "drop"
+    """Label of a tied video: none (drop), the one voted first, or the first of the label set."""
     test_share: float = 0.4
     """Share of each emotion that goes to the test split; no source video is in both."""
     seed: int = 0

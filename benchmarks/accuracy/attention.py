@@ -10,8 +10,8 @@ Compose the test half of the corpus as benchmarks/accuracy/composed.py says, the
 The starter head labels all test videos twice: as it is, and with equal emotion scores. A test
 video without a detected face counts as wrong. `frames.csv` of the corpus says what each face shows
 when, which gives the area under the curve of the emotion scores between kinds of frames.
-`--more-heads` names further heads, made by `python -m caan.starter.head_recipe --seed N --output
-DIR`. Without it the record keeps what it says of them if the shipped head and the face network are
+`--more-heads` names further heads, made by `python -m caan.starter head --seed N --output DIR`.
+Without it the record keeps what it says of them if the shipped head and the face network are
 the same as then.
 """
 

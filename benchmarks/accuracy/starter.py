@@ -23,7 +23,8 @@ from caan.backbones.config import BackboneConfig
 from caan.backbones.starter_face import WEIGHTS, StarterFace
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blur, warp
-from caan.starter.face_recipe import learned_by, load_faces
+from caan.starter.face_recipe import learned_by
+from caan.starter.faces import load_faces
 from caan.starter.head_recipe import spoil
 
 THREADS = (1, 2)

@@ -1,13 +1,13 @@
 """Votes of several annotators -> one label per video, agreement, and statistics of a data set.
 
-A vote names `video_id`, `annotator`, `label`, and maybe `gender` and `age_range`; of an annotator's
-votes on one video the last counts.
+A vote has `video_id`, `annotator`, `label`, and optionally `gender` and `age_range`. If an
+annotator votes several times on one video, the last vote counts.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import krippendorff
 import numpy as np
@@ -23,49 +23,50 @@ HEIV_TABLE_1 = {
     "sadness": 158,
     "surprise": 197,
 }
-"""Videos per emotion of HEIV (paper Table 1). They sum to 1,016; the text says 1,012."""
+"""Videos per emotion of HEIV (paper Table 1). Their sum is 1,016; the paper's text says 1,012."""
 
 HEIV_SHARES = {"male": 64, "female": 36, "child": 10, "teenager": 11, "adult": 79}
 """Percent of HEIV's videos by gender and age range (paper Section 3.2)."""
 
-TIE_RULES = ("drop", "first_vote", "label_order")
+
+TieRule = Literal["drop", "first_vote", "label_order"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vote:
-    """What one annotator says of one video."""
+    """One annotator's vote on one video."""
 
     video_id: str
     """The video."""
     annotator: str
-    """Who votes."""
+    """The annotator."""
     label: str
     """The emotion."""
     gender: str = ""
-    """Of the marked person; empty: not said."""
+    """Gender of the marked person; empty: not given."""
     age_range: str = ""
-    """Of the marked person; empty: not said."""
+    """Age range of the marked person; empty: not given."""
 
 
 def by_video(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
-    """Votes of each video in the order of first appearance, one per annotator: the last."""
+    """Group votes by video, in order of first appearance; only each annotator's last vote stays."""
     found: dict[str, dict[str, Vote]] = defaultdict(dict)
     for vote in votes:
         found[vote.video_id][vote.annotator] = vote
     return {video_id: list(latest.values()) for video_id, latest in found.items()}
 
 
-def majority(labels: Sequence[str], tie_rule: str, label_set: Sequence[str]) -> str | None:
-    """The most frequent label; of tied ones by the rule, None where that drops the video.
+def majority(labels: Sequence[str], tie_rule: TieRule, label_set: Sequence[str]) -> str | None:
+    """The most frequent label; None if a tie drops the video.
 
-    `first_vote` takes the tied label that was voted first, `label_order` the first of the set.
+    | tie rule | a tie gives |
+    |---|---|
+    | `drop` | None |
+    | `first_vote` | the tied label that was voted first |
+    | `label_order` | the tied label that comes first in `label_set` |
 
-    Raises:
-        InputError: an unknown rule.
     Source: paper Section 3 (majority voting); the tie rule is our choice, the paper has none.
     """
-    if tie_rule not in TIE_RULES:
-        raise InputError(f"option `tie_rule` is `{tie_rule}`; choose one of {', '.join(TIE_RULES)}")
     counts = Counter(labels)
     most = max(counts.values(), default=0)
     tied = [label for label in dict.fromkeys(labels) if counts[label] == most]
@@ -76,23 +77,17 @@ def majority(labels: Sequence[str], tie_rule: str, label_set: Sequence[str]) -> 
     return min(tied, key=list(label_set).index)
 
 
-def soft_label(labels: Sequence[str], label_set: Sequence[str]) -> dict[str, float]:
-    """Share of the votes of each emotion of the set; sums to 1."""
-    counts = Counter(labels)
-    return {emotion: counts[emotion] / len(labels) for emotion in label_set}
-
-
 def count_matrix(labels: Iterable[Sequence[str]], label_set: Sequence[str]) -> np.ndarray:
-    """Votes per video and emotion: int [V, K]."""
+    """Number of votes per video and emotion: int64 [V, K]."""
     rows = [[Counter(voted)[emotion] for emotion in label_set] for voted in labels]
     return np.array(rows, dtype=np.int64).reshape(-1, len(label_set))
 
 
 def fleiss_kappa(counts_VK: np.ndarray) -> float:
-    """Agreement beyond chance, at most 1; NaN where every vote names the same emotion.
+    """Agreement beyond chance, at most 1; NaN if all votes are for one emotion.
 
     Raises:
-        InputError: videos with different numbers of votes, or fewer than two each.
+        InputError: the videos have different numbers of votes, or fewer than two each.
     Source: Fleiss 1971, equations 3 to 7.
     """
     raters = set(counts_VK.sum(axis=1).tolist())
@@ -110,7 +105,7 @@ def fleiss_kappa(counts_VK: np.ndarray) -> float:
 def krippendorff_alpha(counts_VK: np.ndarray) -> float:
     """Nominal agreement beyond chance, at most 1, for any number of votes on each video.
 
-    Videos with one vote say nothing and are left out; NaN where all votes name one emotion.
+    Videos with one vote are left out. NaN if all other votes are for one emotion.
 
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C.
     """
@@ -123,7 +118,7 @@ def krippendorff_alpha(counts_VK: np.ndarray) -> float:
 def annotator_confusion(
     votes: Mapping[str, Sequence[Vote]], truth: Mapping[str, str], label_set: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Per annotator, counts int [K, K]: row the video's label, column the annotator's vote."""
+    """Counts int64 [K, K] per annotator: row is the video's label, column the annotator's vote."""
     place = {emotion: number for number, emotion in enumerate(label_set)}
     size = (len(label_set), len(label_set))
     found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(size, dtype=np.int64))
@@ -135,7 +130,7 @@ def annotator_confusion(
 
 
 def label_counts(labels: Mapping[str, str], splits: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Videos per emotion and split, as the paper's Table 1."""
+    """Number of videos per split and emotion, as in the paper's Table 1."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for video_id, label in labels.items():
         counts[splits.get(video_id, "all")][label] += 1
@@ -143,13 +138,13 @@ def label_counts(labels: Mapping[str, str], splits: Mapping[str, str]) -> dict[s
 
 
 def shares(values: Iterable[str]) -> dict[str, float]:
-    """Percent of each value, rounded to a tenth, the most frequent first."""
+    """Percentage of each value, rounded to 0.1, the most frequent first."""
     counts = Counter(values)
     return {name: round(100 * n / counts.total(), 1) for name, n in counts.most_common()}
 
 
 def describe(statistics: Mapping[str, Any]) -> str:
-    """A data set's statistics as Markdown, beside those of HEIV where they are of the same kind.
+    """A data set's statistics as Markdown, next to those of HEIV where they can be compared.
 
     Source: paper Table 1 and Section 3.2.
     """
@@ -178,7 +173,7 @@ def describe(statistics: Mapping[str, Any]) -> str:
                 for name, share in found.items()
             )
             lines += ["", f"{title.replace('_', ' ').capitalize()}: {said}."]
-    lines += ["", "## Annotators", "Votes that are the video's label, and what they name most."]
+    lines += ["", "## Annotators", "`agree` counts the votes that are the video's label."]
     confusion = statistics["annotator_confusion"]
     table = []
     for who, matrix in sorted(confusion.items()):
@@ -204,10 +199,11 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 def stratified_split(
     labels: Mapping[str, str], sources: Mapping[str, str], *, test_share: float, seed: int = 0
 ) -> dict[str, str]:
-    """`train` or `test` of each video: near `test_share` of each emotion, no source in both.
+    """Split videos into `train` and `test`: about `test_share` of each emotion, no source in both.
 
-    Sources (the long videos that clips were cut from) go in seeded order, larger ones first, to
-    the side whose emotions then come nearer to their shares.
+    A source is the long video that clips were cut from. Sources are taken with the larger ones
+    first, ties in seeded order. A source goes to `test` if that brings the emotion counts of `test`
+    closer to `test_share`.
 
     Source: paper Section 3 (607 and 405 of 1,012 videos); the method is our choice.
     """

@@ -1,7 +1,7 @@
-"""Cuts a clip out of a long video: as it is stored where that is exact, else encoded again.
+"""Cut a clip out of a long video: copy its packets where that is exact, else encode it again.
 
-A clip is an MP4 file of H.264 without sound, which every browser plays. Its time 0 is the start
-that was asked for, so a time in the source minus that start is the time in the clip.
+A clip is an MP4 file of H.264 without sound, which every browser plays. Its time 0 is the requested
+start: time in the clip = time in the source - start.
 """
 
 import os
@@ -19,10 +19,10 @@ from caan.errors import DecodeFailed
 from caan.media.container import MediaFile, orientation
 
 COPIED_CODEC, COPIED_PIXELS = "h264", ("yuv420p", "yuvj420p")
-"""What is taken over as it is stored: what browsers play."""
+"""Codec and pixel formats whose packets are copied: those that browsers play."""
 
 CRF, PRESET = "16", "fast"
-"""Quality of clips that are encoded again: hardly to be told from the source."""
+"""x264 settings of clips that are encoded again; the loss is hardly visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,20 @@ class Clip:
     source: str
     """The long video, local or s3://."""
     start_seconds: float
-    """Since the source's first picture."""
+    """Start, since the source's first frame."""
     end_seconds: float
-    """Likewise; pictures from here on are left out."""
+    """End, since the source's first frame; not included."""
     target: str
     """Local file to write."""
 
 
 def cut(clip: Clip) -> str:
-    """Write the clip as a whole or not at all; `copied` or `encoded`.
+    """Write the clip, as a whole or not at all; return `copied` or `encoded`.
 
     Runs in the sandboxed child.
 
     Raises:
-        VideoError: the source cannot be read, or has no picture in that time.
+        VideoError: the source cannot be read, or has no frame in that time.
     """
     part = f"{clip.target}.part"
     try:
@@ -82,10 +82,10 @@ def _ticks(seconds: float, time_base: Fraction) -> int:
 
 
 def _exact_packets(reader: MediaFile, start: int, end: int) -> list[Packet]:
-    """The packets of the pictures from `start` to `end`; none where they do not stand alone.
+    """The packets of the frames from `start` to `end`; empty if they cannot be copied exactly.
 
-    They do where a key frame is shown at `start`, and nothing after `end` or before `start` comes
-    between them: then nothing in them refers to a picture outside.
+    They can be copied if a key frame is shown at `start` and no frame before `start` or after `end`
+    lies between them. Then no packet refers to a frame outside the clip.
     """
     reader.rewind()
     if start > 0 and not reader.seek(start):
@@ -142,14 +142,14 @@ def _encode(reader: MediaFile, start: int, end: int, first_pts: int, part: str) 
             last = frame.pts
             container.mux(stream.encode(frame))
         if stream is None:
-            raise DecodeFailed("no picture is shown in that time: it lies after the video's end")
+            raise DecodeFailed("no frame is shown in that time: it lies after the video's end")
         container.mux(stream.encode())
 
 
 def _shown(
     reader: MediaFile, start: int, end: int, first_pts: int
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """The picture shown at `start` and those that follow before `end`."""
+    """Yield time and frame: the frame shown at `start`, then those that follow before `end`."""
     before: tuple[int, VideoFrame] | None = None
     for pts, picture in reader.pictures_from(start, first_pts):
         if pts >= end:
@@ -162,7 +162,7 @@ def _shown(
             before = None
         yield pts, picture
     else:
-        # The video ends here: its last picture stands for no time after it.
+        # The video ends here, and its last frame is not shown at any later time.
         if before is not None and before[0] < start:
             return
     if before is not None:
@@ -170,7 +170,7 @@ def _shown(
 
 
 def _upright(picture: VideoFrame) -> np.ndarray:
-    """RGB as it is to be seen; an odd last row or column, which H.264 cannot store, is cut off."""
+    """Upright RGB; an odd last row or column is cut off, because H.264 cannot store it."""
     turns, is_mirrored = orientation(picture)
     pixels = picture.to_ndarray(format="rgb24")
     if is_mirrored:

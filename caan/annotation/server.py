@@ -1,4 +1,4 @@
-"""Serves the voting page on 127.0.0.1 and appends each vote to a CSV file at once."""
+"""Serve the voting page on 127.0.0.1 and append each vote to a CSV file at once."""
 
 import csv
 import io
@@ -12,13 +12,18 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote
 
-from caan.annotation.page import AGE_RANGES, GENDERS, PAGE
 from caan.errors import InputError
+
+GENDERS = {"m": "male", "f": "female"}
+"""Keys and their words (paper Section 3.1)."""
+
+AGE_RANGES = {"c": "child", "t": "teenager", "a": "adult"}
+"""Keys and their words (paper Section 3.1)."""
 
 COLUMNS = ("video_id", "annotator", "label", "gender", "age_range")
 
 MAX_VOTE_BYTES = 10_000
-"""Longest body of a request."""
+"""Longest body of a vote request."""
 
 _TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm", ".ogv": "video/ogg"}
 
@@ -36,7 +41,7 @@ class Ballot:
     def _read(self) -> None:
         content = self.path.read_bytes()
         if content and not content.endswith(b"\n"):
-            # The machine went down while a line was written: that vote was never answered.
+            # A crash cut the last line. The page was never told that this vote was saved.
             whole = content[: content.rfind(b"\n") + 1]
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
@@ -44,15 +49,15 @@ class Ballot:
         lines = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
         if content and not set(COLUMNS) <= set(lines.fieldnames or ()):
             raise InputError(
-                f"`{self.path}` is no file of votes of this page: it lacks columns of "
-                f"{', '.join(COLUMNS)}. Give another --votes."
+                f"`{self.path}` is not a file of votes of this page: it lacks some of the columns "
+                f"{', '.join(COLUMNS)}. Give another file with --votes."
             )
         for line in lines:
             if line["annotator"] == self.annotator:
                 self.votes[line["video_id"]] = _answers(line)
 
     def videos(self) -> list[dict[str, Any]]:
-        """What the page needs of each video, in the manifest's order."""
+        """The fields of each video that the page needs, in the manifest's order."""
         names = ("video_id", "face_box", "face_pts_seconds", "width", "height")
         return [
             {name: row.get(name) for name in names} | {"vote": self.votes.get(video_id)}
@@ -60,7 +65,7 @@ class Ballot:
         ]
 
     def vote(self, line: dict[str, str], *, revise: bool = False) -> bool:
-        """Append a vote and sync it to disk; False where there is one and it is not revised."""
+        """Append a vote and sync it to disk; False if the video has a vote and `revise` is off."""
         with self.lock:
             if line["video_id"] in self.votes and not revise:
                 return False
@@ -86,7 +91,7 @@ def _answers(line: dict[str, str]) -> dict[str, str]:
 
 
 def keys_of(emotions: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Key -> (field, word) of everything that can be answered."""
+    """Key on the keyboard -> (field, answer)."""
     digits = "1234567890"
     return {
         **{digits[number]: ("emotion", name) for number, name in enumerate(emotions)},
@@ -98,13 +103,16 @@ def keys_of(emotions: Sequence[str]) -> dict[str, tuple[str, str]]:
 def make_server(
     rows: Sequence[dict[str, Any]], path: str, annotator: str, emotions: Sequence[str], port: int
 ) -> ThreadingHTTPServer:
-    """The server, bound to 127.0.0.1 (port 0: a free one), not serving yet.
+    """Bind the server to 127.0.0.1 (port 0: any free port); the caller starts it.
 
     Raises:
-        InputError: a video is no local file, or the votes' file is another one.
+        InputError: a video is not a local file, or `path` is not a file of votes.
     """
     if remote := [row["uri"] for row in rows if not row["uri"].startswith("/")]:
-        raise InputError(f"the page shows local files only, and `{remote[0]}` is none.")
+        raise InputError(
+            f"the page shows local files only, and `{remote[0]}` is not one: copy the videos here."
+        )
+    page = (Path(__file__).parent / "page.html").read_bytes()
     ballot = Ballot(rows, path, annotator)
     keys = keys_of(emotions)
     words = {"gender": {"", *GENDERS.values()}, "age_range": {"", *AGE_RANGES.values()}}
@@ -112,10 +120,10 @@ def make_server(
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = unquote(self.path)
-            if not self.is_asked_here():
+            if not self.is_local_host():
                 self.answer(404, "text/plain", b"not here")
             elif name == "/":
-                self.answer(200, "text/html; charset=utf-8", PAGE.encode())
+                self.answer(200, "text/html; charset=utf-8", page)
             elif name == "/videos":
                 state = {"annotator": annotator, "keys": keys, "videos": ballot.videos()}
                 self.answer(200, "application/json", json.dumps(state).encode())
@@ -125,10 +133,10 @@ def make_server(
                 self.answer(404, "text/plain", b"not here")
 
         def do_POST(self) -> None:
-            # Another site's page can post no JSON here: the browser would ask first.
+            # A page of another site cannot post JSON here without the browser asking this server.
             is_json = self.headers["Content-Type"] == "application/json"
             size = int(self.headers["Content-Length"] or 0)
-            if self.path != "/vote" or not is_json or not self.is_asked_here():
+            if self.path != "/vote" or not is_json or not self.is_local_host():
                 return self.answer(404, "text/plain", b"not here")
             if size > MAX_VOTE_BYTES:
                 return self.answer(413, "text/plain", b"too long")
@@ -149,13 +157,13 @@ def make_server(
                 return self.answer(409, "text/plain", b"you have voted on this video")
             self.answer(200, "text/plain", b"saved")
 
-        def is_asked_here(self) -> bool:
-            """Whether the browser asked for this machine, not for a name that leads to it."""
+        def is_local_host(self) -> bool:
+            """Whether the Host header is this machine, not another name that resolves to it."""
             host = (self.headers["Host"] or "").rpartition(":")[0]
             return host in ("127.0.0.1", "localhost")
 
         def send_video(self, path: Path) -> None:
-            """The file, or the range of it that the browser asks for to seek."""
+            """Send the file, or the range of it that the browser asks for when it seeks."""
             try:
                 with path.open("rb") as file:
                     size = os.fstat(file.fileno()).st_size
@@ -177,7 +185,7 @@ def make_server(
             except FileNotFoundError:
                 self.answer(404, "text/plain", b"the file is gone")
             except ConnectionError:
-                self.close_connection = True  # the browser has what it wanted
+                self.close_connection = True  # the browser has read enough
 
         def answer(self, status: int, kind: str, content: bytes) -> None:
             self.send_response(status)
@@ -188,7 +196,7 @@ def make_server(
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Requests are not logged."""
+            """Log nothing."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 

@@ -1,1 +1,1 @@
-"""Readers of data sets: what lies somewhere -> manifest rows."""
+"""Data sets: read their files and lists into manifest rows, and check their splits."""

@@ -1,4 +1,4 @@
-"""Plain videos: a folder (class folders or not), glob or prefix, or a CSV or Parquet list."""
+"""Manifest rows of plain videos: a folder, a glob, a prefix, or a CSV or Parquet list."""
 
 import io
 import math
@@ -23,13 +23,13 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""Folder names that say the split."""
+"""Folder names and the split that they mean."""
 
 NOT_VIDEOS = (
     ".csv", ".json", ".jsonl", ".md", ".parquet", ".txt", ".vtt", ".srt", ".xml", ".yaml", ".yml",
     ".jpg", ".jpeg", ".png", ".py", ".html", ".eaf", ".npy", ".zip", ".tar", ".gz", ".xlsx",
 )  # fmt: skip
-"""Endings of files that lie beside videos and are no videos. Everything else is probed."""
+"""Endings of files that are no videos. All other files are probed."""
 
 LIST_ENDINGS = (".csv", ".parquet")
 
@@ -37,7 +37,7 @@ LIST_COLUMNS = (
     *("video_id", "label", "split", "start_seconds", "end_seconds", "gender", "age_range"),
     *("face_box", "face_pts_seconds"),
 )
-"""Columns of a list that the manifest takes over; all others are measured or ignored."""
+"""Columns of a list that are copied to the manifest. All others are ignored."""
 
 _KNOWN_EMOTIONS = {emotion for emotions in LABEL_SETS.values() for emotion in emotions} | set(
     EMOTION_ALIASES
@@ -45,10 +45,10 @@ _KNOWN_EMOTIONS = {emotion for emotions in LABEL_SETS.values() for emotion in em
 
 
 def read_folder(path: str) -> Iterable[dict[str, Any]]:
-    """Manifest rows, not probed yet, of every file that may be a video.
+    """Manifest rows, not yet probed, of every file that may be a video.
 
     Raises:
-        InputError: nothing is there, or a list without a column of paths.
+        InputError: nothing lies at `path`, or a list has no column of paths.
     """
     is_pattern = any(mark in path for mark in "*?[")
     if path.lower().endswith(LIST_ENDINGS) and not is_pattern:
@@ -60,19 +60,19 @@ def read_folder(path: str) -> Iterable[dict[str, Any]]:
     for file in storage.list_files(path):
         if file.uri.lower().endswith(NOT_VIDEOS):
             continue
-        # Only folders below the input say something: not /home/joy/clips.
+        # Only folders below the input name labels and splits: not `joy` of /home/joy/clips.
         label, split = _from_folders(file.uri, root)
         rows.append(_row(file, {"label": label, "split": split}))
     return rows
 
 
 def read_plain_folder(path: str, lists: str, split: int) -> list[dict[str, Any]]:
-    """`read_folder`; there are no lists and no published splits."""
+    """Rows of `read_folder`; `lists` and `split` are not used."""
     return list(read_folder(path))
 
 
 def read_class_folders(path: str, lists: str, split: int) -> list[dict[str, Any]]:
-    """Rows of a folder whose every video lies in a folder named after its emotion.
+    """Rows of a folder in which every video lies in a folder named after its emotion.
 
     Raises:
         InputError: a video lies in no such folder.
@@ -80,7 +80,7 @@ def read_class_folders(path: str, lists: str, split: int) -> list[dict[str, Any]
     rows = list(read_folder(path))
     if bare := [row["uri"] for row in rows if not row["label"]]:
         raise InputError(
-            f"{len(bare)} videos lie in no folder named after an emotion, such as `{bare[0]}`: "
+            f"{len(bare)} videos lie in no folder named after an emotion, for example `{bare[0]}`: "
             "use `--dataset folder` for videos without labels."
         )
     return rows
@@ -95,20 +95,20 @@ def read_split_folders(path: str, lists: str, split: int) -> list[dict[str, Any]
     rows = read_class_folders(path, lists, split)
     if bare := [row["uri"] for row in rows if not row["split"]]:
         raise InputError(
-            f"{len(bare)} videos lie in no folder train, val or test, such as `{bare[0]}`: give "
-            "the folder above those, or use `--dataset class_folders`."
+            f"{len(bare)} videos lie in no folder train, val or test, for example `{bare[0]}`: "
+            "give the folder above these, or use `--dataset class_folders`."
         )
     return rows
 
 
 def read_list(path: str, lists: str, split: int) -> list[dict[str, Any]]:
-    """Rows of a CSV or Parquet list (the form that HEIV takes here).
+    """Rows of a CSV or Parquet list; HEIV is given in this form.
 
     Raises:
-        InputError: not the path of a list, or a bad list.
+        InputError: `path` is no list, or the list is wrong.
     """
     if not path.lower().endswith(LIST_ENDINGS):
-        raise InputError(f"`{path}` is no list: give a .csv or .parquet file.")
+        raise InputError(f"`{path}` is not a list: give a .csv or .parquet file.")
     return _read_list(path)
 
 
@@ -135,7 +135,7 @@ def _read_list(path: str) -> list[dict[str, Any]]:
     try:
         content = storage.read_bytes(path)
     except FileNotFoundError as error:
-        raise InputError(f"there is no list `{path}`: check the path.") from error
+        raise InputError(f"no list lies at `{path}`: check the path.") from error
     try:
         if path.lower().endswith(".csv"):
             table = pyarrow.csv.read_csv(io.BytesIO(content))
@@ -146,7 +146,7 @@ def _read_list(path: str) -> list[dict[str, Any]]:
     column = next((name for name in ("uri", "path", "file") if name in table.column_names), None)
     if column is None:
         raise InputError(
-            f"the list `{path}` has no column `uri` or `path`; it has "
+            f"the list `{path}` has no column `uri`, `path` or `file`; it has "
             f"{', '.join(table.column_names)}."
         )
     base = storage.normalise(path).rpartition("/")[0]
@@ -155,7 +155,7 @@ def _read_list(path: str) -> list[dict[str, Any]]:
     for number, values in enumerate(table.to_pylist(), start=1):
         where = f"row {number} of the list `{path}`"
         if not values[column]:
-            raise InputError(f"{where} has no {column}.")
+            raise InputError(f"{where} has no {column}: fill it in or remove the row.")
         row = _listed(values, str(values[column]), base, where)
         before = first_with.setdefault(row["video_id"], number)
         if before != number:
@@ -188,7 +188,7 @@ def _listed(values: dict[str, Any], name: str, base: str, where: str) -> dict[st
         file = storage.stat(uri)
     except FileNotFoundError:
         file = storage.StoredFile(uri=storage.normalise(uri), size_bytes=0, etag="")
-        known |= {"status": "missing", "error": f"there is no file `{uri}`"}
+        known |= {"status": "missing", "error": f"no file lies at `{uri}`"}
     return _row(file, known)
 
 
@@ -196,11 +196,11 @@ def _number(value: Any, what: str) -> float:
     try:
         return float(value)
     except ValueError as error:
-        raise InputError(f"{what} `{value}` is no number.") from error
+        raise InputError(f"{what} `{value}` is not a number.") from error
 
 
 def _box(value: Any, where: str) -> list[float]:
     numbers = re.findall(r"-?\d+(?:\.\d+)?", value) if isinstance(value, str) else value
     if len(numbers) != 4:
-        raise InputError(f"{where}: face_box must be four numbers x0 y0 x1 y1.")
+        raise InputError(f"{where}: face_box must be four numbers, x0 y0 x1 y1.")
     return [float(number) for number in numbers]

@@ -1,16 +1,14 @@
 """Data sets whose splits are published lists: Ekman-6, VideoEmotion-8, DFEW, FERV39k, MAFW.
 
-Lists are searched by name under the folder of the lists (the data set's own folder unless told),
-videos under the data set's folder, whatever lies between. Listed videos that are not there become
-rows with the status `missing`; videos in no list are left out.
+Lists are found by name, at any depth, under the folder of the lists; by default that is the data
+set's folder. Videos are found at any depth under the data set's folder. A listed video without a
+file becomes a row with the status `missing`. A video in no list is left out.
 """
 
 import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-
-import openpyxl
 
 from caan import storage
 from caan.datasets.dataset import Row
@@ -19,7 +17,7 @@ from caan.errors import InputError
 from caan.schema import canonical_emotion, video_id_of
 
 Entry = tuple[str, str, str]
-"""Key of a video (`anger/1000`, `00001`), label as the list writes it (or none), split."""
+"""Key of a video (`anger/1000`, `00001`), label as the list writes it (maybe empty), split."""
 
 DFEW_EMOTIONS = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 """Labels 1 to 7 of DFEW's CSV files."""
@@ -28,9 +26,9 @@ MAFW_EMOTIONS = (
     *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
     *("contempt", "anxiety", "helplessness", "disappointment"),
 )
-"""Labels of MAFW in the order of its numbers, where a list has numbers."""
+"""Labels of MAFW, by the numbers that some lists have instead of words."""
 
-_PICTURES = (".jpg", ".jpeg", ".png")
+_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def read_ekman6(folder: str, lists: str, split: int) -> list[Row]:
@@ -39,16 +37,16 @@ def read_ekman6(folder: str, lists: str, split: int) -> list[Row]:
 
 
 def read_videoemotion8(folder: str, lists: str, split: int) -> list[Row]:
-    """Rows of VideoEmotion-8 by one of its ten splits.
+    """Rows of one of the ten splits of VideoEmotion-8.
 
-    The splits are the published workbook's (an .xlsx file) where one lies among the lists, else
-    `trainlist<NN>.txt` and `testlist<NN>.txt`, whose test lists carry no label number.
+    The splits come from the published workbook (an .xlsx file) if it lies among the lists, else
+    from `trainlist<NN>.txt` and `testlist<NN>.txt`; the test lists have no label numbers.
     """
     books = [f.uri for f in storage.list_files(lists or folder) if f.uri.lower().endswith(".xlsx")]
     if not books:
         return _rows(folder, _class_lists(lists or folder, split))
     if len(books) > 1:
-        raise InputError(f"{len(books)} .xlsx files under `{lists or folder}`: leave one.")
+        raise InputError(f"{len(books)} .xlsx files lie under `{lists or folder}`: keep only one.")
     return _rows(folder, _workbook(books[0], split, folder))
 
 
@@ -100,12 +98,14 @@ def _class_lists(folder: str, split: int) -> list[Entry]:
 def _workbook(uri: str, split: int, folder: str) -> list[Entry]:
     """Entries of one split of VideoEmotion-8's workbook.
 
-    Its second sheet has a pair of columns per split, train and test, from the third row on: names
-    of videos without class and ending. The class is the folder that the video lies in; a title that
-    stands in two classes is both of its videos.
+    The second sheet has two columns per split, train and test. From the third row on they hold
+    titles of videos without class and ending. The class is the folder of the video. A title that
+    occurs in two classes stands for both videos.
 
-    Source: the way the code of CTEN reads it; no copy of the file was at hand.
+    Source: the code of CTEN, which reads it in this way; not tried on the published file.
     """
+    import openpyxl  # imports for 0.2 s: only VideoEmotion-8's workbook needs it
+
     book = openpyxl.load_workbook(io.BytesIO(storage.read_bytes(uri)), read_only=True)
     sheet = book.worksheets[min(1, len(book.worksheets) - 1)]
     keys: dict[str, set[str]] = {}
@@ -118,13 +118,16 @@ def _workbook(uri: str, split: int, folder: str) -> list[Entry]:
         for part, cell in zip(("train", "test"), row[2 * split - 2 : 2 * split], strict=False):
             if cell is None or not (name := str(cell).strip()):
                 continue
-            # Titles of their own may end like a file's name.
+            # A title may end like a file name.
             found = keys.get(name.lower()) or keys.get(_without_ending(name).lower())
             for key in sorted(found or {name}):
                 label = key.partition("/")[0] if "/" in key else ""
                 entries[key, label, part] = None
     if not entries:
-        raise InputError(f"sheet `{sheet.title}` of `{uri}` has no split {split}.")
+        raise InputError(
+            f"sheet `{sheet.title}` of `{uri}` has no split {split}: give another "
+            "`--published-split`."
+        )
     return list(entries)
 
 
@@ -133,7 +136,10 @@ def _numbered(text: str, emotions: Sequence[str], first: int, uri: str) -> str:
         return text
     number = int(text) - first
     if not 0 <= number < len(emotions):
-        raise InputError(f"the list `{uri}` has the label {text}, which is no emotion's number.")
+        raise InputError(
+            f"the list `{uri}` has the label {text}; the numbers of its emotions are {first} to "
+            f"{first + len(emotions) - 1}."
+        )
     return emotions[number]
 
 
@@ -146,30 +152,32 @@ def _find(folder: str, ending: str) -> str:
     found = [f.uri for f in storage.list_files(folder) if f.uri.endswith("/" + ending)]
     if len(found) != 1:
         raise InputError(
-            f"{len(found) or 'no'} files `{ending}` under `{folder}`; exactly one is needed: pass "
-            "the folder of the published lists with `--lists`, and the number with "
-            "`--published-split`."
+            f"{len(found) or 'no'} files `{ending}` lie under `{folder}`, and exactly one is "
+            "needed: give the folder of the published lists with `--lists` and the number of the "
+            "split with `--published-split`."
         )
     return found[0]
 
 
 def _without_ending(name: str) -> str:
-    """`000046280.avi` -> `000046280`; a dot within a title stays."""
+    """`000046280.avi` -> `000046280`; only endings of video files are removed."""
     return re.sub(r"\.(mp4|avi|mkv|mov|webm|flv|wmv|mpe?g|m4v|3gp)$", "", name, flags=re.I)
 
 
 def _rows(folder: str, entries: Iterable[Entry]) -> list[Row]:
-    videos, pictures = _stored(folder)
+    videos, images = _stored(folder)
     rows = []
     splits: dict[str, str] = {}
     for key, label, split in entries:
         if splits.setdefault(key, split) != split:
-            raise InputError(f"the lists name `{key}` for {splits[key]} and for {split}.")
+            raise InputError(
+                f"the lists have `{key}` in {splits[key]} and in {split}: keep it in one of them."
+            )
         known: Row = {"label": canonical_emotion(label) or None, "split": split}
         file = videos.get(key.lower()) or videos.get(key.lower().lstrip("0"))
         if file is None:
-            uri = pictures.get(key.lower()) or storage.join(storage.normalise(folder), key)
-            what = "only single pictures" if key.lower() in pictures else "no video"
+            uri = images.get(key.lower()) or storage.join(storage.normalise(folder), key)
+            what = "only single images" if key.lower() in images else "no video"
             error = f"{what} of `{key}` under the data set's folder; a video file is needed"
             file = storage.StoredFile(uri=uri, size_bytes=0, etag="")
             known |= {"status": "missing", "error": error}
@@ -179,23 +187,23 @@ def _rows(folder: str, entries: Iterable[Entry]) -> list[Row]:
 
 
 def _stored(folder: str) -> tuple[Mapping[str, storage.StoredFile], Mapping[str, str]]:
-    """Videos, and folders of pictures, by every tail of their path (`a/b/1`, `b/1`, `1`).
+    """Videos, and folders of images, by every tail of their path (`a/b/1`, `b/1`, `1`).
 
-    Tails that two videos share name neither.
+    A tail that two videos share is left out.
     """
     videos: dict[str, storage.StoredFile] = {}
     twice: set[str] = set()
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     root = storage.normalise(folder)
     for file in storage.list_files(folder):
-        if file.uri.lower().endswith(_PICTURES):
+        if file.uri.lower().endswith(_IMAGES):
             parent = file.uri.rpartition("/")[0]
-            pictures |= dict.fromkeys(_tails(parent[len(root) :]), parent)
+            images |= dict.fromkeys(_tails(parent[len(root) :]), parent)
         elif not file.uri.lower().endswith(NOT_VIDEOS):
             for tail in _tails(_without_ending(file.uri[len(root) :])):
                 twice |= {tail} & set(videos)
                 videos[tail] = file
-    return {tail: file for tail, file in videos.items() if tail not in twice}, pictures
+    return {tail: file for tail, file in videos.items() if tail not in twice}, images
 
 
 def _tails(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""DATASETS by name: what lies somewhere -> manifest rows."""
+"""DATASETS: every data set by its name on the command line."""
 
 from caan.datasets.dataset import (
     PLUTCHIK8,

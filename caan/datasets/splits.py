@@ -1,4 +1,4 @@
-"""Which videos are held out: by a hash, so that it depends on nothing else."""
+"""Choose held-out videos by a hash of the video id and the seed."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,13 @@ from caan.errors import InputError
 def hold_out(
     rows: Sequence[Mapping[str, Any]], *, fraction: float, seed: int
 ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Training and held-out rows, the same share of every label.
+    """Split rows into training and held-out rows, with the same held-out share of every label.
 
-    The order of the rows does not matter, so that the fine-tunings of two backbones hold out the
-    same videos. A label keeps at least one training video and, with two or more, gives at least
-    one.
+    The order of the rows does not matter, so two runs hold out the same videos. A label with two or
+    more videos gives at least one to each side; a label with one video keeps it for training.
 
     Raises:
-        InputError: a fraction outside 0 to 1.
+        InputError: `fraction` is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise InputError(f"--validation-fraction {fraction} must lie between 0 and 1.")
@@ -35,5 +34,5 @@ def hold_out(
 
 
 def shuffle_key(video_id: str, seed: int) -> str:
-    """Sorts videos into an order that looks random and depends on nothing else."""
+    """Sort key for a random-looking order that depends on the video id and the seed alone."""
     return hashlib.sha256(f"{seed}|{video_id}".encode()).hexdigest()

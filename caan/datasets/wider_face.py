@@ -1,4 +1,4 @@
-"""WIDER FACE as published: its lists of boxes, and its pictures as a detector is trained on them.
+"""WIDER FACE as published: its lists of boxes, and its images at the size that a detector sees.
 
     WIDER_train/images/<event>/<name>.jpg            WIDER_val/ likewise
     wider_face_split/wider_face_train_bbx_gt.txt     wider_face_val_bbx_gt.txt likewise
@@ -9,14 +9,12 @@ Source: Yang et al. 2016 [30], readme of wider_face_split.
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from caan import storage
 from caan.datasets.splits import shuffle_key
 from caan.errors import InputError
-from caan.faces.crops import resize_for_detector
 from caan.faces.detection import DetectorConfig
 
 LISTED_SCHEMA = pa.schema(
@@ -26,7 +24,7 @@ LISTED_SCHEMA = pa.schema(
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
     ]
 )
-"""A row per picture, numbered from 0; boxes x0, y0, x1, y1 in its pixels."""
+"""One row per listed image, numbered from 0; boxes x0, y0, x1, y1 in its pixels."""
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -37,10 +35,10 @@ IMAGES_SCHEMA = pa.schema(
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
     ]
 )
-"""A row per decoded picture: uint8 RGB, boxes in its pixels."""
+"""One row per decoded image: `picture` is uint8 RGB, boxes are in its pixels."""
 
 INVALID = 7
-"""Place of the flag `invalid` in a box's line."""
+"""Index of the flag `invalid` in the line of a box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +48,17 @@ class WiderFace:
     train: pa.Table
     """LISTED_SCHEMA, in an order that mixes the events."""
     validation: pa.Table
-    """LISTED_SCHEMA: its own part `val`, or held out of `train`."""
+    """LISTED_SCHEMA: the published part `val`, or rows held out of `train` if there is none."""
 
 
 def parse_boxes(text: str, source: str) -> list[tuple[str, list[list[float]]]]:
-    """Pictures and their boxes x0, y0, x1, y1 from a `*_bbx_gt.txt`.
+    """Image names and their boxes x0, y0, x1, y1 from a `*_bbx_gt.txt`.
 
-    Boxes that are marked invalid or have no area are left out; a picture without faces has a line
-    of zeros in the list and no box here.
+    Boxes that are marked invalid or have no area are left out. For an image without faces the list
+    has a line of zeros and the result has no box.
 
     Raises:
-        InputError: a line that does not belong there, with its number.
+        InputError: a line is not what the format has there; the message has its number.
     """
     lines = text.splitlines()
     found: list[tuple[str, list[list[float]]]] = []
@@ -73,7 +71,7 @@ def parse_boxes(text: str, source: str) -> list[tuple[str, list[list[float]]]]:
         count = lines[place].strip() if place < len(lines) else ""
         if not name.lower().endswith((".jpg", ".jpeg", ".png")) or not count.isdigit():
             raise InputError(
-                f"`{source}`, line {place}: expected a picture's name and then a number of boxes, "
+                f"`{source}`, line {place}: expected an image name and then a number of boxes, "
                 f"not `{name[:60]}` and `{count[:60]}`."
             )
         place += 1
@@ -83,7 +81,7 @@ def parse_boxes(text: str, source: str) -> list[tuple[str, list[list[float]]]]:
             is_box = len(fields) >= 4 and all(f.lstrip("-").isdigit() for f in fields)
             if not is_box:
                 if not int(count):
-                    break  # some lists leave the line of zeros out
+                    break  # some lists have no line of zeros
                 raise InputError(
                     f"`{source}`, line {place + 1}: expected box {number + 1} of {count} of "
                     f"`{name}`: x y w h and flags."
@@ -98,10 +96,12 @@ def parse_boxes(text: str, source: str) -> list[tuple[str, list[list[float]]]]:
 
 
 def read_wider_face(folder: str, *, fraction: float, seed: int) -> WiderFace:
-    """The listed pictures of a folder in the published layout.
+    """Read the lists of a folder in the published layout.
+
+    Without a part `val`, the share `fraction` of the training images is held out by `seed`.
 
     Raises:
-        InputError: no list of training boxes, a broken list, or no face in it.
+        InputError: the list of training boxes is missing, broken, or without a face.
     """
     train = _listed(folder, "train")
     if train is None:
@@ -115,7 +115,7 @@ def read_wider_face(folder: str, *, fraction: float, seed: int) -> WiderFace:
         count = max(1, round(fraction * len(train))) if len(train) > 1 else 0
         validation, train = train[:count], train[count:]
     if not any(row["boxes"] for row in train):
-        raise InputError(f"no training picture of `{folder}` has a valid face.")
+        raise InputError(f"no training image of `{folder}` has a valid face: check its lists.")
     return WiderFace(train=_numbered(train), validation=_numbered(validation))
 
 
@@ -140,24 +140,31 @@ def _listed(folder: str, part: str) -> list[dict[str, Any]] | None:
 def decode_images(table: pa.Table, *, detector: DetectorConfig, min_box_pixels: float) -> pa.Table:
     """LISTED_SCHEMA -> IMAGES_SCHEMA, at the size that the detector sees.
 
-    Faces with a side below `min_box_pixels` there are left out.
+    Faces with a side below `min_box_pixels` at that size are left out.
 
     Raises:
-        InputError: a listed picture is not there or cannot be read.
+        InputError: a listed image is missing or cannot be decoded.
     """
+    import cv2  # imports for 0.2 s: only decoding needs it
+
+    from caan.faces.crops import resize_for_detector
+
     rows = []
     for row in table.to_pylist():
         try:
             content = storage.read_bytes(row["uri"])
         except FileNotFoundError as error:
-            raise InputError(f"the list names `{row['uri']}`, and there is no such file") from error
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise InputError(f"`{row['uri']}` cannot be read as a picture")
-        seen = resize_for_detector(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), detector)
+            raise InputError(
+                f"the list names `{row['uri']}`, and no file lies there: add the file, or remove "
+                "it from the list."
+            ) from error
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise InputError(f"`{row['uri']}` cannot be decoded as an image: replace the file.")
+        seen = resize_for_detector(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), detector)
         height, width = seen.shape[:2]
         boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
-        boxes *= np.tile([width / picture.shape[1], height / picture.shape[0]], 2)
+        boxes *= np.tile([width / image.shape[1], height / image.shape[0]], 2)
         boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
         sides = boxes[:, 2:] - boxes[:, :2]
         rows.append(
@@ -173,7 +180,7 @@ def decode_images(table: pa.Table, *, detector: DetectorConfig, min_box_pixels: 
 
 
 def images_of(table: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures uint8 [H, W, 3] and their boxes float32 [N, 4]."""
+    """Images uint8 [H, W, 3] and their boxes float32 [N, 4], from IMAGES_SCHEMA."""
     return [
         (
             np.frombuffer(row["picture"], np.uint8).reshape(row["height"], row["width"], 3),

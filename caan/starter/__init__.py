@@ -1,1 +1,1 @@
-"""The small face network and head that ship with the package, and the recipe that made them."""
+"""The face network and head that ship with the package, and the code that trains them."""

@@ -1,7 +1,7 @@
-"""Random changes of small grey face pictures: what lies between FER2013 and crops of real videos.
+"""Random changes of small grey face images, for the differences of FER2013 to crops of real videos.
 
-All functions take and give float32 [B, 1, H, W] in 0..255 and draw from torch's global generators;
-they work where the faces are, on a CPU or a GPU.
+All functions take and return float32 [B, 1, H, W] in 0..255. They draw from torch's global
+generators and compute on the device of the faces.
 """
 
 import math
@@ -24,16 +24,16 @@ def _chosen(faces: Tensor, share: float) -> Tensor:
 
 
 def _between(low: float, high: float) -> float:
-    # on the CPU, so that nothing waits for a GPU
+    # on the CPU: a value of a GPU would have to be waited for
     return float(torch.rand(())) * (high - low) + low
 
 
 def warp(faces_B1HW: Tensor, size_pixels: int, strength: float) -> Tensor:
-    """Faces cropped anew: tighter or looser, shifted, turned, mirrored, seen from a side.
+    """Crop faces again: tighter or looser, shifted, turned, mirrored, seen from the side.
 
-    A crop of a detector's box, made 1.2 times as large and square, shows 0.85 to 1.45 times the
-    side of a FER2013 picture. What lies outside is the edge drawn on, a flat grey, or a part of
-    another picture.
+    A detector's box, enlarged 1.2 times and made square, has 0.85 to 1.45 times the side of a
+    FER2013 image. The area outside the image is filled by repeating its edge, with a flat grey, or
+    with a part of another image.
     """
     scale = torch.exp(_uniform(faces_B1HW, math.log(0.8), math.log(1.5)) * strength)
     stretch = torch.exp(_normal(faces_B1HW) * 0.06 * strength)
@@ -65,7 +65,7 @@ def warp(faces_B1HW: Tensor, size_pixels: int, strength: float) -> Tensor:
 
 
 def lose_detail(faces_B1HW: Tensor) -> Tensor:
-    """Faces of lower resolution, blurred, or sharpened (real crops are sharper than 48 pixels)."""
+    """Lower the resolution, blur, or sharpen (real crops are sharper than 48-pixel images)."""
     side = faces_B1HW.shape[-1]
     order = torch.randperm(len(faces_B1HW), device=faces_B1HW.device).chunk(8)
     faces = faces_B1HW.clone()
@@ -85,7 +85,7 @@ def lose_detail(faces_B1HW: Tensor) -> Tensor:
 
 
 def blur(faces_B1HW: Tensor, sigma_pixels: float) -> Tensor:
-    """Faces after a Gaussian blur."""
+    """Blur faces with a Gaussian."""
     radius = max(1, round(2.5 * sigma_pixels))
     line = torch.arange(-radius, radius + 1, device=faces_B1HW.device)
     kernel = torch.exp(-0.5 * (line / sigma_pixels) ** 2)
@@ -97,7 +97,7 @@ def blur(faces_B1HW: Tensor, sigma_pixels: float) -> Tensor:
 
 
 def relight(faces_B1HW: Tensor) -> Tensor:
-    """Faces under other light: gamma, contrast, light from a side, darkness."""
+    """Change the light: gamma, contrast, light from a side, darkness."""
     side = faces_B1HW.shape[-1]
     gamma = torch.exp(_normal(faces_B1HW) * 0.35)[:, None, None, None]
     faces = (faces_B1HW / 255).clamp(1e-4) ** gamma
@@ -114,7 +114,7 @@ def relight(faces_B1HW: Tensor) -> Tensor:
 
 
 def compress(faces_B1HW: Tensor) -> Tensor:
-    """Faces as a video codec leaves them: noise, and 8x8 blocks with coarse coefficients."""
+    """Add the artefacts of a video codec: noise, and 8x8 blocks with coarse coefficients."""
     count, _, side, _ = faces_B1HW.shape
     device = faces_B1HW.device
     level = _uniform(faces_B1HW, 0, 6) * _chosen(faces_B1HW, 0.5)
@@ -133,7 +133,7 @@ def compress(faces_B1HW: Tensor) -> Tensor:
 
 
 def cover(faces_B1HW: Tensor, share: float) -> Tensor:
-    """Faces of which `share` have a rectangle covered by a grey, by noise or by another face."""
+    """Cover a rectangle of a share of the faces with grey, noise or another face."""
     side = faces_B1HW.shape[-1]
     line = torch.arange(side, device=faces_B1HW.device)
     width = _uniform(faces_B1HW, 0.12, 0.5) * side
@@ -152,9 +152,9 @@ def cover(faces_B1HW: Tensor, share: float) -> Tensor:
 
 
 def augment(faces_B1HW: Tensor, size_pixels: int, strength: float = 1.0) -> Tensor:
-    """Training pictures float [B, 1, size, size] in 0..255 of faces [B, 1, 48, 48].
+    """Training images float [B, 1, size, size] in 0..255 from faces [B, 1, 48, 48].
 
-    A third of them, at random, stay nearly as they were.
+    The first third of the batch changes only a little.
     """
     count = len(faces_B1HW)
     plain = count // 3
@@ -165,10 +165,10 @@ def augment(faces_B1HW: Tensor, size_pixels: int, strength: float = 1.0) -> Tens
 
 
 def blend(faces_B1HW: Tensor, chosen_share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Faces of which `chosen_share` are blended with another face of the batch (mixup).
+    """Blend a share of the faces with another face of the batch (mixup).
 
-    Gives the faces, the share [B] of the face itself in each (0.55 to 1), and the index [B] of
-    the other. Source: Zhang et al. 2018; the range is our choice.
+    Returns the faces, the share [B] of the face itself in each (0.55 to 1), and the index [B] of
+    the other face. Source: Zhang et al. 2018; the range is our choice.
     """
     partner = torch.randperm(len(faces_B1HW), device=faces_B1HW.device)
     share = torch.where(_chosen(faces_B1HW, chosen_share), _uniform(faces_B1HW, 0.55, 1.0), 1.0)

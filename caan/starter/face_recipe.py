@@ -1,16 +1,17 @@
-"""Retrains the starter: its face network from nothing but FER2013, then its head.
+"""Train the starter's face network from FER2013.
 
-    python -m caan.starter.face_recipe --faces fer2013.parquet --output DIR
+    python -m caan.starter all --faces fer2013.parquet --output DIR
 
-First the teachers, networks of the same build and twice the width, learn from the labels; then the
-small network that ships learns to say what they say together about each changed picture (Beyer et
-al. 2022, "Knowledge distillation: a good teacher is patient and consistent"). Last, that network is
-refined twice, each time with another half of the validation faces beside the training faces, and
-the mean of both ships (Wortsman et al. 2022, "Model soups"): more faces are learned, and each half
-still has a network that never saw it, from which the validation figures are. One GPU is used where
-there is one. The same command continues a run that was stopped. DIR gets
-`starter_face.safetensors`, `unrefined.safetensors`, `refined0.safetensors` and
-`refined1.safetensors`, `training.jsonl` (validation figures), `state/` and `model/` (the head).
+1. The teachers, networks of the same layers and twice the width, learn from the labels.
+2. The small network learns the teachers' mean output for each augmented image (Beyer et al. 2022,
+   "Knowledge distillation: a good teacher is patient and consistent").
+3. The small network is refined twice. Each time it learns the training faces and another half of
+   the validation faces. The mean of the two networks ships (Wortsman et al. 2022, "Model soups").
+   Each half of the validation faces is measured with the network that has not learned it.
+
+One GPU is used if there is one. The same command continues a stopped run. It writes to DIR
+`starter_face.safetensors`, `unrefined.safetensors`, `refined0.safetensors`,
+`refined1.safetensors`, `training.jsonl` (validation figures) and `state/`.
 """
 
 import copy
@@ -22,11 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-import tyro
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,6 +31,7 @@ from torch.nn import functional
 from caan.backbones.starter_face import INPUT_SIZE_PIXELS, StarterFace, standardise
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
+from caan.starter.faces import load_faces
 from caan.starter.learner import Learner, unfold
 from caan.starter.teaching import Labels, Refining, Seen, Teachers
 
@@ -42,72 +40,61 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """What one training run of the face network uses; the defaults need a GPU."""
+    """Options of one training run of the face network; the defaults need a GPU."""
 
     faces: Path
-    """Parquet of (split, label, jpeg): FER2013."""
+    """FER2013 as a Parquet file with the columns split, label and jpeg."""
     output: Path
-    """Folder for weights, log and the state that a stopped run continues from."""
+    """Folder for weights, log and the state of a stopped run."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to compute; on a GPU, or a CPU that multiplies in bf16, in that."""
+    """Device to train on. GPUs, and CPUs that multiply in bf16, compute in bf16."""
     teachers: int = 3
-    """Wider networks that teach the one that ships; 0: it learns from the labels itself."""
+    """Number of teachers; 0: the small network learns from the labels."""
     teacher_width: int = 2
-    """How many times as many channels a teacher has."""
+    """Channels of a teacher, as a multiple of the small network's."""
     teacher_steps: int = 8000
     """Optimiser steps of each teacher."""
     steps: int = 20000
-    """Optimiser steps of the network that ships; the published one's are in MODEL_CARD.md."""
+    """Optimiser steps of the small network; MODEL_CARD.md has those of the shipped one."""
     minutes: float = 0.0
-    """Length of the schedule up to the refining in wall-clock minutes, half of it for the teachers,
-    instead of steps; 0: steps decide."""
+    """Length of the schedule before the refining in wall-clock minutes, half of it for the
+    teachers; 0: steps decide."""
     start: Path | None = None
-    """Weights that are refined, instead of training teachers and a network first."""
+    """Weights to refine; without it, teachers and a network are trained first."""
     refine_steps: int = 1200
     """Optimiser steps of each of the two refined networks; 0: no refining."""
     refine_rate: float = 0.05
     """Highest learning rate of the refining."""
     trust: float = 0.3
-    """Share of the labels in the targets while refining; the rest is what the network said before.
-    For the validation faces, on which it was not trained, twice this."""
+    """Share of the labels in the targets while refining; the rest is the unrefined network's
+    output. Twice this for the validation faces, which the unrefined network has not learned."""
     batch: int = 512
     """Faces per step."""
     learning_rate: float = 0.2
     """Highest learning rate (SGD, Nesterov momentum 0.9)."""
     weight_decay: float = 5e-4
-    """Decay of the weights; biases and norms have none."""
+    """Weight decay; 0 for biases and norms."""
     strength: float = 0.9
-    """How far the random changes of the pictures go; 1 is what `augmentation` calls full."""
+    """Strength of the random changes of the images; 1 is the full range in `augmentation`."""
     blended: float = 0.5
-    """Share of the pictures that are blended with another one (mixup)."""
+    """Share of the images that are blended with another one (mixup)."""
     smoothing: float = 0.1
-    """Probability spread over the other emotions where labels teach."""
+    """Probability that is spread over all emotions where the labels are the targets."""
     memory: float = 0.35
-    """Largest share that a network's own running opinion of a face has in its target where labels
-    teach: many of FER2013's are wrong."""
+    """Largest share of the network's own running prediction in the target of a face, where the
+    labels are the targets. Many labels of FER2013 are wrong."""
     balance: float = 0.5
     """Emotions are drawn in proportion to their count to this power (disgust: copies removed)."""
     average: float = 0.998
-    """Decay per step of the averaged weights, which are what is kept."""
+    """Decay per step of the averaged weights; the averaged weights are kept."""
     validate_minutes: float = 6.0
-    """Wall-clock minutes between validations and stored states."""
+    """Wall-clock minutes between validations; the state is stored at each."""
     seed: int = 7
-    """Seed of everything random."""
-
-
-def load_faces(path: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Faces uint8 [N, 1, 48, 48] and labels int64 [N] of one split of FER2013."""
-    table = pq.read_table(path, filters=[("split", "==", split)])
-    pictures = [
-        np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE))
-        for jpeg in table["jpeg"].to_pylist()
-    ]
-    labels = [EMOTIONS.index(label) for label in table["label"].to_pylist()]
-    return torch.from_numpy(np.stack(pictures))[:, None], torch.tensor(labels)
+    """Seed of all random numbers."""
 
 
 def learned_by(places: Tensor) -> Tensor:
-    """Number 0 or 1 of the refined network that learns the validation face at each place [N].
+    """Which refined network, 0 or 1, learns the validation face at each index [N].
 
     The other network is measured on that face.
     """
@@ -115,9 +102,10 @@ def learned_by(places: Tensor) -> Tensor:
 
 
 def drawn_faces(labels: Tensor, balance: float, batch: int) -> Iterator[Tensor]:
-    """Indices int64 [batch] of faces without end, each emotion as often as `balance` says.
+    """Yield batches of face indices, int64 [batch], without end; `balance` weighs the emotions.
 
-    A pass draws as many faces as there are; a face comes again once all of its emotion have come.
+    One pass draws as many faces as there are. A face is drawn again only after all faces of its
+    emotion have been drawn.
     """
     members = [torch.nonzero(labels == k).flatten() for k in range(len(EMOTIONS))]
     counts = torch.tensor([len(faces) for faces in members], dtype=torch.float)
@@ -137,12 +125,12 @@ def drawn_faces(labels: Tensor, balance: float, batch: int) -> Iterator[Tensor]:
 
 
 def learning_rate_at(progress: float) -> float:
-    """Share of the highest learning rate: a short climb, then half a cosine."""
+    """Share of the highest learning rate: a short linear rise, then half a cosine."""
     return min(progress / 0.04, 0.5 * (1 + math.cos(math.pi * progress)) + 0.004)
 
 
 def evaluate(network: StarterFace, faces: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy 0..1 without disgust, per emotion, and the mean of those; faces [N, 1, 48, 48]."""
+    """Accuracy 0..1 without disgust, recall per emotion, and its mean; faces [N, 1, 48, 48]."""
     with torch.no_grad():
         logits = torch.cat([network.logits(p.expand(-1, 3, -1, -1).movedim(1, 3))
                             for p in faces.split(128)])  # fmt: skip
@@ -163,8 +151,8 @@ def _accuracies(logits_NK: Tensor, labels: Tensor) -> dict[str, float]:
 def calibrate(network: StarterFace, faces: Tensor, labels: Tensor) -> None:
     """Set the network's temperature so that its confidence is right on validation faces.
 
-    Half of the faces are as they are, half as augmentation changes them, since real crops are
-    harder than FER2013's; disgust, whose pictures are copies, is left out.
+    Half of the faces are augmented, because real crops are harder than FER2013's. Disgust is left
+    out, because its images are copies.
     """
     told = labels != EMOTIONS.index("disgust")
     faces, labels = faces[told].float(), labels[told]
@@ -184,7 +172,7 @@ def calibrate(network: StarterFace, faces: Tensor, labels: Tensor) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One network's training: what teaches it, how long, and its seed."""
+    """The training of one network: its targets, its length and its seed."""
 
     name: str
     teaching: Labels | Teachers | Refining
@@ -202,7 +190,10 @@ def fit(
     validation: tuple[Tensor, Tensor],
     config: RecipeConfig,
 ) -> Learner:
-    """The learner's averaged weights after its schedule; continues from `state/NAME.pt`."""
+    """Train a learner to the end of its schedule; return its averaged weights.
+
+    Continues from `state/NAME.pt` if that exists.
+    """
     state_path = config.output / "state" / f"{stage.name}.pt"
     averaged = copy.deepcopy(learner)
     teaching = stage.teaching
@@ -281,7 +272,7 @@ def _log(config: RecipeConfig, name: str, found: dict[str, float], **where: floa
 
 @torch.no_grad()
 def _view_and_mirror(networks: list[Learner], faces: Tensor) -> Tensor:
-    """Mean probabilities [N, K] over networks, of each face as it is and mirrored."""
+    """Mean probabilities [N, K] over networks, and over each face and its mirror image."""
     folded = [network.folded() for network in networks]
     found = []
     for part in faces.split(256):
@@ -292,7 +283,7 @@ def _view_and_mirror(networks: list[Learner], faces: Tensor) -> Tensor:
 
 
 def train(config: RecipeConfig) -> Path:
-    """Train teachers and the network, and refine it; the path of the weights that ship."""
+    """Train the teachers and the network, and refine it; return the path of the final weights."""
     (config.output / "state").mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     faces, labels = (part.to(config.device) for part in load_faces(config.faces, "train"))
@@ -315,7 +306,7 @@ def train(config: RecipeConfig) -> Path:
 def _taught(
     config: RecipeConfig, faces: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]
 ) -> StarterFace:
-    """The network after it has learned from teachers, or from the labels if there are none."""
+    """Train the network from teachers, or from the labels if there are no teachers."""
     teachers = []
     rate = config.learning_rate
     for number in range(config.teachers):
@@ -344,9 +335,9 @@ def _refined(
     training: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
 ) -> StarterFace:
-    """The mean of two refined networks, each of which learned one half of the validation faces."""
+    """Refine the network twice, each with one half of the validation faces; return the mean."""
     learners, temperatures = [], []
-    origin = network.identity.rpartition(":")[2][:8]  # no other network's state is continued
+    origin = network.identity.rpartition(":")[2][:8]  # a state is continued for these weights only
     by = learned_by(torch.arange(len(validation[1]), device=validation[1].device))
     for half in range(2):
         torch.manual_seed(config.seed + half)
@@ -383,17 +374,3 @@ def _refined(
 
 def _save(network: StarterFace, weights: Path) -> None:
     save_file({k: v.half().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
-
-
-def main() -> None:
-    """Run the recipe with options from the command line."""
-    config = tyro.cli(RecipeConfig, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    weights = train(config)
-    from caan.starter.head_recipe import HeadConfig, make_head  # it imports this module
-
-    make_head(HeadConfig(faces=config.faces, output=config.output / "model", weights=weights))
-
-
-if __name__ == "__main__":
-    main()

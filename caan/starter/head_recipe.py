@@ -1,10 +1,10 @@
-"""Makes the starter head: CAAN on face vectors, taught which frames to trust.
+"""Train the starter head: CAAN on face vectors, which learns the frames to trust.
 
-    python -m caan.starter.head_recipe --faces fer2013.parquet --output caan/starter/model
+    python -m caan.starter head --faces fer2013.parquet --output caan/starter/model
 
-The head starts as the face network's own classifier, carried through CAAN's layers, so that a
-video of one frame gets the network's own probabilities. Only the scorer learns: from sequences of
-FER2013 faces that mix clear, neutral and spoiled pictures, at the level of face vectors.
+CAAN's layers are set to the face network's own classifier. So a video of one frame gets the
+network's own probabilities. Only the scorer is trained, on sequences of face vectors of FER2013
+that mix clear, neutral and spoiled images.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import logging
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +22,7 @@ from caan.models.config import ModelConfig
 from caan.models.head import FrameBatch, Head
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import blur, cover, warp
-from caan.starter.face_recipe import load_faces
+from caan.starter.faces import load_faces
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,41 +31,41 @@ NEUTRAL = EMOTIONS.index("neutral")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How the starter head is made."""
+    """Options of the training of the starter head."""
 
     faces: Path
-    """Parquet of (split, label, jpeg): FER2013."""
+    """FER2013 as a Parquet file with the columns split, label and jpeg."""
     output: Path
     """Model folder to write."""
     weights: Path = WEIGHTS
     """Weights of the face network."""
     pictures: int = 4000
-    """Training faces in the bank; each once clear and once spoiled."""
+    """Number of training faces; each is used once clear and once spoiled."""
     steps: int = 2000
     """Optimiser steps."""
     batch: int = 128
     """Videos per step."""
     longest: int = 16
-    """Frames of the longest composed video; the shortest has two."""
+    """Frames of the longest composed video; the shortest has 2."""
     learning_rate: float = 1e-3
     """Highest learning rate of the scorer (AdamW, cosine)."""
     trust_weight: float = 0.6
-    """Weight of the loss that tells the scorer which frames were spoiled or neutral."""
+    """Weight of the loss on the raw scores, whose targets are the kinds of the frames."""
     seed: int = 7
-    """Seed of everything random."""
+    """Seed of all random numbers."""
 
 
 def as_cropped(faces_B1HW: Tensor) -> Tensor:
-    """Clear faces float [B, 1, 96, 96] as a detector's crop shows them."""
+    """Change clear faces float [B, 1, 96, 96] a little, as a detector's crops differ."""
     faces = warp(faces_B1HW, 96, 0.4)
     return (faces + torch.randn_like(faces) * 2.0).clamp(0, 255)
 
 
 def spoil(faces_B1HW: Tensor) -> Tensor:
-    """Faces float [B, 1, 96, 96] that tell little, of seven kinds in equal parts.
+    """Spoil faces float [B, 1, 96, 96] so that they show little emotion.
 
-    Blurred away, half covered from any side, nearly dark, tiny, turned far, smeared by motion, or
-    no face at all.
+    Seven kinds in equal parts: strongly blurred, half covered from any side, nearly dark, tiny,
+    turned by 90 to 270 degrees, smeared by motion, no face at all.
     """
     faces = as_cropped(faces_B1HW)
     for kind, part in enumerate(torch.randperm(len(faces)).chunk(7)):
@@ -102,16 +101,16 @@ def spoil(faces_B1HW: Tensor) -> Tensor:
 
 
 def embed_faces(network: StarterFace, pictures_B1HW: Tensor) -> Tensor:
-    """Face vectors float [B, D] of grey pictures float in 0..255."""
+    """Face vectors float [B, D] of grey images float [B, 1, H, W] in 0..255."""
     pictures = pictures_B1HW.round().byte().expand(-1, 3, -1, -1).movedim(1, 3)
     with torch.no_grad():
         return torch.cat([network(part) for part in pictures.split(64)])
 
 
 def head_of(network: StarterFace, model: ModelConfig, seed: int) -> Head:
-    """CAAN on face vectors that classifies a single frame exactly as the network does.
+    """Build a CAAN on face vectors that classifies a single frame exactly as the network does.
 
-    The network's features are 0 or more, so the ReLUs between change nothing.
+    The network's features are 0 or more, so the ReLUs between its layers change nothing.
     """
     head = build_model(
         model, face_dim=network.dim, context_dim=0, num_emotions=len(EMOTIONS), seed=seed
@@ -133,7 +132,7 @@ def head_of(network: StarterFace, model: ModelConfig, seed: int) -> Head:
 
 
 class Bank:
-    """Vectors of clear and spoiled pictures, drawn from as videos."""
+    """Face vectors of clear and spoiled images, from which videos are composed."""
 
     def __init__(self, network: StarterFace, faces: Tensor, labels: Tensor) -> None:
         parts = [part.float() for part in faces.split(256)]
@@ -142,10 +141,13 @@ class Bank:
         self.members = [torch.nonzero(labels == k).flatten() for k in range(len(EMOTIONS))]
 
     def draw(self, videos: int, longest: int) -> tuple[FrameBatch, Tensor, Tensor]:
-        """Videos with their labels [B] and the kind [B, T] of each frame.
+        """Compose videos; return their frames, labels [B] and the kind [B, T] of each frame.
 
-        Kinds: 0 informative (the label's emotion, clear), 1 a clear neutral face in a video of
-        another emotion, 2 spoiled.
+        | kind | frame |
+        |---|---|
+        | 0 | informative: a clear face of the label's emotion |
+        | 1 | a clear neutral face in a video of another emotion |
+        | 2 | a spoiled face |
         """
         labels = torch.randint(0, len(EMOTIONS), (videos,))
         lengths = torch.randint(2, longest + 1, (videos,))
@@ -167,7 +169,7 @@ class Bank:
 
 
 def area_under_curve(high: Tensor, low: Tensor) -> float:
-    """Chance 0..1 that a value of `high` lies above one of `low`."""
+    """Probability 0..1 that a value of `high` is above one of `low` (the ROC AUC)."""
     ordered = low.sort().values
     below = torch.searchsorted(ordered, high, right=False).double()
     not_above = torch.searchsorted(ordered, high, right=True).double()
@@ -175,7 +177,7 @@ def area_under_curve(high: Tensor, low: Tensor) -> float:
 
 
 def measure(head: Head, bank: Bank, seed: int) -> dict[str, float]:
-    """What attention brings on 2100 composed videos, and how well scores tell frames apart."""
+    """Accuracy with attention and with averaging on 2100 composed videos, and AUC of the scores."""
     torch.manual_seed(seed)
     right, plain, scores, kinds = 0.0, 0.0, [], []
     rounds, videos = 7, 300
@@ -201,7 +203,7 @@ def measure(head: Head, bank: Bank, seed: int) -> dict[str, float]:
 
 
 def train_scorer(head: Head, bank: Bank, config: HeadConfig) -> None:
-    """Teach the scorer, and it alone, to find the frames that tell a video's emotion."""
+    """Train the scorer alone to find the frames that show a video's emotion."""
     head.requires_grad_(False)
     scorer = head.scorer
     assert isinstance(scorer, nn.Module)
@@ -227,9 +229,10 @@ def train_scorer(head: Head, bank: Bank, config: HeadConfig) -> None:
 
 
 def make_head(config: HeadConfig) -> dict[str, float]:
-    """Train the starter head, write its model folder, give what it reached on test faces.
+    """Train the starter head and write its model folder; return its figures on test faces.
 
-    The face network has learned the validation faces too; test faces chose nothing, here or there.
+    Test faces are used because the face network has learned the validation faces too. They were
+    used for no choice, here or in the face network's training.
     """
     torch.manual_seed(config.seed)
     network = StarterFace(config.weights)
@@ -261,9 +264,3 @@ def make_head(config: HeadConfig) -> dict[str, float]:
     save_model(config.output, head, info, metrics=metrics)
     LOGGER.info("%s", metrics)
     return metrics
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    make_head(tyro.cli(HeadConfig, description=__doc__))

@@ -1,4 +1,4 @@
-"""The starter's face network while it learns: with batch norms, and how they come and go."""
+"""The starter's face network in training, with batch norms; how to fold them in and out."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ from caan.schema import EMOTIONS
 
 
 class Learner(nn.Module):
-    """The network, or one `width` times as wide, while it learns, with batch norms."""
+    """The face network in training, with batch norms; `width` multiplies its channels."""
 
     def __init__(self, width: int = 1) -> None:
         super().__init__()
@@ -30,23 +30,23 @@ class Learner(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.norm2.weight)  # every block begins as its shortcut
+                nn.init.zeros_(module.norm2.weight)  # every block starts as its shortcut
         self.to(memory_format=torch.channels_last)
 
     def forward(self, standard_B1HW: Tensor) -> Tensor:
-        """Logits [B, K] of standardised grey pictures."""
+        """Logits [B, K] of standardised grey images [B, 1, H, W]."""
         pictures = standard_B1HW.contiguous(memory_format=torch.channels_last)
         embedded = self.trunk(pictures).mean((2, 3))
         return self.classifier(functional.dropout(embedded, 0.3, self.training))
 
     def folded(self) -> "Learner":
-        """A frozen copy for use, with every batch norm folded away."""
+        """A frozen copy for inference, with every batch norm folded into its convolution."""
         copied = copy.deepcopy(self).eval().requires_grad_(False)
         fold_batch_norms(copied.trunk)
         return copied.to(memory_format=torch.channels_last)
 
     def finished(self) -> StarterFace:
-        """The network as it ships."""
+        """The network in the form that ships, with temperature 1."""
         network = StarterFace(weights=None)
         network.load_state_dict({**self.folded().state_dict(), "temperature": torch.ones(())})
         return network.to(self.classifier.weight.device).eval()
@@ -54,13 +54,13 @@ class Learner(nn.Module):
 
 @torch.no_grad()
 def unfold(network: StarterFace, pictures: Tensor) -> Learner:
-    """A learner with batch norms that computes what the network does.
+    """A learner with batch norms that computes the same as the network.
 
-    The norms get the means and variances of the convolutions' outputs for standardised pictures
-    [B, 1, H, W]. The convolutions get half the size that they would begin with, since behind a
-    norm only their direction counts and their size sets the pace of learning.
+    The norms get the means and variances of the convolutions' outputs for standardised images
+    [B, 1, H, W]. The weights of a convolution get half their usual initial size. In front of a norm
+    only their direction matters for the output, and their size sets the speed of learning.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}  # at once, since the ReLUs work in place
+    found: dict[str, tuple[Tensor, Tensor]] = {}  # filled by hooks: the ReLUs work in place
     folded = dict(network.trunk.named_modules())
     hooks = [
         module.register_forward_hook(

@@ -1,4 +1,4 @@
-"""What the starter's face network is taught: labels, other networks' opinions, or both mixed."""
+"""Training targets of the starter's face network: labels, outputs of other networks, or both."""
 
 import dataclasses
 
@@ -12,22 +12,25 @@ from caan.starter.learner import Learner
 
 
 def smoothed(labels: Tensor, smoothing: float) -> Tensor:
-    """Labels int64 [N] as probabilities [N, K]; `smoothing` of each is spread over all emotions."""
+    """Labels int64 [N] as probabilities [N, K]; the share `smoothing` is spread over all emotions."""
     told = functional.one_hot(labels, len(EMOTIONS)).float()
     return told * (1 - smoothing) + smoothing / len(EMOTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One step's pictures: standardised [B, 1, H, W], of two faces each, with the first's share."""
+    """The images of one step, each blended from two faces."""
 
     pictures: Tensor
+    """Standardised images float [B, 1, H, W]."""
     faces_2B: Tensor
+    """Indices of the two faces of each image: int64 [2, B]."""
     share: Tensor
+    """Share of the first face in each image: float [B]."""
 
 
 class Labels:
-    """Teaches what the labels say, mixed with the network's own running opinion of each face."""
+    """Targets: labels, mixed with the network's own running prediction for each face."""
 
     def __init__(self, labels: Tensor, smoothing: float, memory: float) -> None:
         self.labels = smoothed(labels, smoothing)
@@ -36,14 +39,14 @@ class Labels:
         self.memory = memory
 
     def targets(self, seen: "Seen", progress: float) -> Tensor:
-        """Probabilities [B, K] to learn at this share of the schedule."""
+        """Target probabilities [B, K] at this progress (0..1) of the schedule."""
         own = self.memory * min(1.0, max(0.0, (progress - 0.15) / 0.3))
         weight = own * (self.seen[seen.faces_2B] > 2)[..., None]
         both = self.labels[seen.faces_2B].lerp(self.opinions[seen.faces_2B], weight)
         return both[1].lerp(both[0], seen.share[:, None])
 
     def remember(self, seen: "Seen", logits: Tensor) -> None:
-        """Take note of what the network said about the faces that were seen alone."""
+        """Update the running predictions of the faces that were not blended."""
         index, alone = seen.faces_2B[0], seen.share == 1
         opinions = self.opinions[index]
         self.opinions[index] = opinions.lerp(logits.softmax(1), 0.3 * alone[:, None])
@@ -51,20 +54,20 @@ class Labels:
 
 
 class Teachers:
-    """Teaches what trained networks say on average about the very picture that is seen."""
+    """Targets: the mean output of trained networks for the same image."""
 
     def __init__(self, networks: list[Learner]) -> None:
         self.networks = [network.folded() for network in networks]
 
     @torch.no_grad()
     def targets(self, seen: "Seen", progress: float) -> Tensor:
-        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
+        """Target probabilities [B, K]; `progress` is not used."""
         opinions = [network(seen.pictures).float().softmax(1) for network in self.networks]
         return torch.stack(opinions).mean(0)
 
 
 class Refining:
-    """Teaches labels, smoothed, mixed with what the network said of the very picture before."""
+    """Targets: smoothed labels, mixed with the unrefined network's output for the same image."""
 
     def __init__(self, network: StarterFace, labels: Tensor, trust: Tensor, smoothing: float):
         self.network = network
@@ -74,7 +77,7 @@ class Refining:
 
     @torch.no_grad()
     def targets(self, seen: "Seen", progress: float) -> Tensor:
-        """Probabilities [B, K] to learn; the schedule's progress changes nothing."""
+        """Target probabilities [B, K]; `progress` is not used."""
         before = self.network.classifier(self.network.embed(seen.pictures)).float().softmax(1)
         first, second = self.labels[seen.faces_2B]
         told = second.lerp(first, seen.share[:, None])

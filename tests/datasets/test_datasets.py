@@ -128,7 +128,7 @@ def test_dfew_reads_numbers_as_its_emotions_and_says_where_only_pictures_are(tmp
     rows = DATASETS["dfew"].read(str(tmp_path), "", 2)
     assert [row["label"] for row in rows] == ["joy", "fear", "anger"]
     assert rows[0]["uri"].endswith("original/1.mp4")
-    assert "only single pictures" in rows[1]["error"]
+    assert "only single images" in rows[1]["error"]
     assert [row.get("status") for row in rows] == [None, "missing", "missing"]
 
 
@@ -151,7 +151,7 @@ def test_heiv_and_csv_are_lists_and_foreign_labels_are_refused(tmp_path):
     assert [row["label"] for row in rows] == ["joy", "trust"]
     with pytest.raises(InputError, match="`heiv` has no emotion trust"):
         list_rows(Job(input=f"{tmp_path}/l.csv", output="x.parquet", dataset="heiv"))
-    with pytest.raises(InputError, match=r"is no list: give a .csv"):
+    with pytest.raises(InputError, match=r"is not a list: give a .csv"):
         DATASETS["heiv"].read(str(tmp_path), "", 1)
 
 

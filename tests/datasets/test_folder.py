@@ -114,10 +114,10 @@ def test_a_parquet_list_on_s3_names_files_beside_it(s3_bucket):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,label\na.mp4,joy\n", "has no column `uri` or `path`; it has name, label"),
+        ("name,label\na.mp4,joy\n", "has no column `uri`, `path` or `file`; it has name, label"),
         ("path,label\na.mp4,joy\n,sad\n", r"row 2 of the list .* has no path"),
         ("path,face_box\na.mp4,1 2 3\n", r"row 1 of .*: face_box must be four numbers"),
-        ("path,start_seconds\na.mp4,soon\n", r"row 1 of .*: start_seconds `soon` is no number"),
+        ("path,start_seconds\na.mp4,soon\n", r"row 1 of .*: start_seconds `soon` is not a number"),
         ("path,start_seconds,end_seconds\na.mp4,3,2\n", r"row 1 of .*: end_seconds 2.0 must"),
         ("path,start_seconds\na.mp4,-3\n", r"row 1 of .*: start_seconds -3.0 must"),
         ("path,label\na.mp4,joy,2\n", "cannot read the list"),
@@ -133,7 +133,7 @@ def test_a_bad_list_is_refused_with_its_row(tmp_path, content, message):
 
 
 def test_absent_inputs_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"there is no list `.*x.csv`"):
+    with pytest.raises(InputError, match=r"no list lies at `.*x.csv`"):
         read_folder(str(tmp_path / "x.csv"))
     for name in ("x", "x*.mp4"):
         with pytest.raises(InputError, match=r"nothing is at `.*x"):

@@ -44,8 +44,8 @@ def test_lists_with_invalid_empty_and_zero_boxes_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.jpg\nmany\n", "line 1: expected a picture's name"),
-        ("1 2 3\n", "line 1: expected a picture's name"),
+        ("a.jpg\nmany\n", "line 1: expected an image name"),
+        ("1 2 3\n", "line 1: expected an image name"),
         ("a.jpg\n2\n1 2 3 4 0 0 0 0 0 0\nb.jpg\n", "line 4: expected box 2 of 2 of `a.jpg`"),
     ],
 )
@@ -81,7 +81,7 @@ def test_pictures_are_decoded_at_the_detectors_size(carphone: Path, tmp_path: Pa
     assert not any(tiny["boxes"].to_pylist())
     for file in (tmp_path / "WIDER_train" / "images" / "0--Parade").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no file lies there"):
         wider_face.decode_images(
             wider_face.read_wider_face(str(tmp_path), fraction=0.25, seed=0).train,
             detector=detector,

@@ -16,7 +16,8 @@ from caan.models.checkpoint import load_model
 from caan.models.head import FrameBatch
 from caan.schema import EMOTIONS
 from caan.starter.augmentation import augment, blend
-from caan.starter.face_recipe import RecipeConfig, drawn_faces, fit, load_faces, train
+from caan.starter.face_recipe import RecipeConfig, drawn_faces, fit, train
+from caan.starter.faces import load_faces
 from caan.starter.head_recipe import as_cropped, spoil
 from caan.starter.learner import unfold
 from caan.starter.teaching import Refining, Seen
