@@ -1,1 +1,1 @@
-"""Features -> labels of people and videos, and the files that people open."""
+"""Features -> labels of people and videos, and sidecar files: timelines, previews, tables."""

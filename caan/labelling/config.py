@@ -1,4 +1,4 @@
-"""How people, windows and files are made from scored frames: options without torch."""
+"""Options of labelling: people, windows and sidecar files."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -43,18 +43,18 @@ class ReadingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """What the second phase makes of a video's faces; the first phase does not depend on it."""
+    """Options of the second phase of labelling. The first phase does not depend on them."""
 
     face_policy: Policy = "main"
-    """Who gets labels: the main person, the marked one, or all."""
+    """Who gets labels: the main person, the marked person, or all."""
     tracks: TrackConfig = field(default_factory=TrackConfig)
-    """How faces are followed and joined to people."""
+    """Options of face tracking."""
     window_seconds: float = 0.0
-    """Length of the sliding windows; 0: none."""
+    """Length of the sliding windows; 0: no windows."""
     stride_seconds: float = 0.0
-    """Time from one window's start to the next one's; 0: the windows' length."""
+    """Time between the starts of two windows; 0: the windows' length."""
     abstain_below: float = 0.0
-    """Labels of lower confidence are `uncertain`; their probabilities stay."""
+    """A label with lower confidence is replaced by `uncertain`; its probabilities stay."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.abstain_below <= 1.0:
@@ -64,22 +64,22 @@ class PoolConfig:
         if self.window_seconds < 0 or self.stride_seconds < 0:
             raise InputError(
                 f"--window-seconds {self.window_seconds} and --stride-seconds "
-                f"{self.stride_seconds} must not be below 0."
+                f"{self.stride_seconds} must be 0 or more."
             )
         if self.stride_seconds and not self.window_seconds:
-            raise InputError("--stride-seconds needs --window-seconds: say how long windows are.")
+            raise InputError("--stride-seconds needs --window-seconds: give the windows' length.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """How previews are made."""
+    """Options of preview videos."""
 
     max_fps: float = 12.0
-    """Pictures per second; a slower video keeps its own rate."""
+    """Frames per second; a slower video keeps its own rate."""
     max_side_pixels: int = 640
-    """Longer side of the picture."""
+    """Longer side of the preview."""
     min_side_pixels: int = 480
-    """Smaller pictures are enlarged to this longer side, so that words can be read; 0: never."""
+    """Smaller frames are enlarged to this longer side, so that text can be read; 0: never."""
     quality: int = 26
     """x264's constant rate factor: lower is better and larger."""
 
@@ -89,12 +89,12 @@ Kind = Literal["csv", "jsonl", "vtt", "eaf", "preview", "strip"]
 
 @dataclass(frozen=True, kw_only=True)
 class SidecarConfig:
-    """Which sidecars are written, and how."""
+    """Which sidecar files are written, and their options."""
 
     kinds: tuple[Kind, ...] = ()
-    """Per video: `vtt` and `eaf` timelines, `preview` video with what was found, `strip` of frames.
-    Per run: `csv` and `jsonl` tables, which `write_sidecars` leaves to the job."""
+    """Per video: `vtt` and `eaf` timelines, `preview` video with boxes and labels, `strip` of
+    frames. Per run: `csv` and `jsonl` tables, which the job writes, not `write_sidecars`."""
     preview: PreviewConfig = field(default_factory=PreviewConfig)
-    """How previews are made."""
+    """Options of preview videos."""
     strips: StripConfig = field(default_factory=StripConfig)
-    """How strips are made."""
+    """Options of strips."""

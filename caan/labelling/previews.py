@@ -1,4 +1,4 @@
-"""A copy of a video that shows what was found in it: boxes, people, labels, emotion scores."""
+"""Write the preview of a video: a copy with boxes, people, labels and emotion scores drawn in."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ Rectangle = tuple[float, float, float, float]
 
 
 class _Person:
-    """One person's faces in time order: where the face is at any time, and its score."""
+    """One person's faces in time order; gives the face's box and score at any time."""
 
     def __init__(self, rows: Sequence[Row], spans: Sequence[Span]) -> None:
         self.rows = sorted(rows, key=lambda row: row["pts_seconds"])
         self.times = [row["pts_seconds"] for row in self.rows]
         self.highest = max((row["emotion_score"] or 0.0 for row in rows), default=0.0) or 1.0
         gaps = np.diff(self.times)
-        # a face stands for the time until the next sampled frame, not for a person's absence
+        # Show a box until the next sampled frame, but not while the person is absent.
         self.hold_seconds = 1.5 * float(gaps.min()) if len(gaps) else 1.0
         self.spans = spans
 
     def at(self, seconds: float) -> tuple[Row, np.ndarray] | None:
-        """The row of the last sampled frame and the box now, moving evenly to the next one."""
+        """Row of the last sampled frame, and the box interpolated to this time."""
         i = bisect.bisect_right(self.times, seconds + 1e-6) - 1
         if i < 0 or seconds - self.times[i] > self.hold_seconds:
             return None
@@ -61,10 +61,10 @@ def write_preview(
     spans: Sequence[Span],
     config: PreviewConfig,
 ) -> int:
-    """Write an MP4 (H.264, silent, ready to stream) and give its number of pictures.
+    """Write an MP4 (H.264, silent, ready to stream); return its number of frames.
 
-    `path` is local or s3://, `frame_scores` are the video's rows, `spans` its people's labels
-    (`timelines.spans_of`). The score bar is scaled to the person's highest score in the video.
+    `path` is local or s3://. `frame_scores` are the video's rows. `spans` are the labels of its
+    people (`timelines.spans_of`). The score bar is scaled to the person's highest score.
 
     Raises:
         VideoError: the video cannot be decoded.
@@ -73,7 +73,7 @@ def write_preview(
     fps = min(config.max_fps, about.fps or config.max_fps)
     by_person: dict[str, list[Row]] = {}
     for row in frame_scores:
-        if row["box"] is None:  # labelled from the context alone
+        if row["box"] is None:  # a frame without a face, scored from its context
             continue
         by_person.setdefault(row["person_id"] or "", []).append(row)
     people = {
@@ -84,7 +84,7 @@ def write_preview(
     scale = min(config.max_side_pixels / longer, max(1.0, config.min_side_pixels / longer))
     size = max(2, round(about.width * scale)) // 2 * 2, max(2, round(about.height * scale)) // 2 * 2
     rate = Fraction(fps).limit_denominator(1000)
-    num_pictures = 0
+    num_frames = 0
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(config.quality)})
         stream.pix_fmt = "yuv420p"
@@ -94,19 +94,19 @@ def write_preview(
         ):
             seconds = frame.frame_index / float(rate)
             picture = draw_people(_sized(frame.picture, scale, size), people, seconds, scale)
-            if num_pictures == 0:
+            if num_frames == 0:
                 stream.width, stream.height = picture.width, picture.height
             encoded = av.VideoFrame.from_image(picture)
-            encoded.pts = num_pictures
+            encoded.pts = num_frames
             encoded.time_base = 1 / rate
             container.mux(stream.encode(encoded))
-            num_pictures += 1
+            num_frames += 1
         container.mux(stream.encode())
-    return num_pictures
+    return num_frames
 
 
 def _sized(picture: np.ndarray, scale: float, size: tuple[int, int]) -> Image.Image:
-    """The picture enlarged if `scale` says so, without the odd pixel that H.264 cannot have."""
+    """The image, enlarged to `size` if `scale` is above 1; its sides are even, as H.264 needs."""
     if scale > 1.0:
         return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
@@ -116,7 +116,7 @@ def _sized(picture: np.ndarray, scale: float, size: tuple[int, int]) -> Image.Im
 def draw_people(
     image: Image.Image, people: Mapping[str, _Person], seconds: float, scale: float
 ) -> Image.Image:
-    """The picture (RGB, `scale` times the full size) with what is known at this time."""
+    """Draw boxes, labels and scores at this time into an RGB image, `scale` times the full size."""
     draw = ImageDraw.Draw(image, "RGBA")
     width, height = image.size
     font = ImageFont.load_default(max(12, min(width, height) // 24))
@@ -153,7 +153,7 @@ def draw_people(
 def _free_place(
     box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Where a label of this size goes: by its box, clear of faces and other labels if it can be."""
+    """Place for a label of this size: next to its box, without overlap with `taken` if possible."""
     width, height = size
     most = max(0.0, picture[0] - width)
     lefts = [min(max(0.0, left), most) for left in (box[0] - 1, box[2] + 1 - width)]
@@ -174,6 +174,6 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 
 def _brightness(colour: str) -> float:
-    """Relative luminance 0..1 of `#rrggbb`, roughly."""
+    """Approximate relative luminance, 0..1, of `#rrggbb`."""
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return (0.299 * red + 0.587 * green + 0.114 * blue) / 255

@@ -1,4 +1,4 @@
-"""What people open beside the Parquet tables: CSV, JSON Lines, timelines, previews, strips."""
+"""Write the sidecar files of a run: CSV, JSON Lines, timelines, previews, strips."""
 
 import csv
 import datetime
@@ -17,13 +17,12 @@ from caan.labelling import timelines
 from caan.labelling.config import SidecarConfig
 from caan.labelling.previews import write_preview
 from caan.media.sandbox import Sandbox
-from caan.report import plots
 from caan.report.strips import StripMaker
 
 Row = Mapping[str, Any]
 
 PREVIEW_SECONDS_PER_SECOND = 10.0
-"""Longest time that a preview may take for each second of video (measured: about 0.15 at 720p)."""
+"""Time limit of a preview, in seconds per second of video (measured: about 0.15 at 720p)."""
 
 
 def write_sidecars(
@@ -37,12 +36,16 @@ def write_sidecars(
     written_at: datetime.datetime,
     config: SidecarConfig,
 ) -> dict[str, str]:
-    """Write one video's sidecars under `output`; gives what failed, as kind -> sentence.
+    """Write one video's sidecar files under `output`; return the failed kinds with their errors.
 
-    `row` is the manifest's; the others are this video's rows of labels, windows (may be empty: the
-    labels' whole spans stand in) and frame_scores. Files: `timelines/<video_id>.vtt` and `.eaf`,
-    `previews/<video_id>.mp4`, `strips/<video_id>[-<person_id>].png`. A video that shows nobody gets
-    empty timelines, a preview without boxes and no strip.
+    `row` is the manifest row. `people`, `windows` and `frame_scores` are this video's rows of the
+    three tables. Without windows, the timelines use the labels' whole spans.
+
+    | kind | file | of a video without people |
+    |---|---|---|
+    | `vtt`, `eaf` | `timelines/<video_id>.vtt`, `.eaf` | empty timeline |
+    | `preview` | `previews/<video_id>.mp4` | without boxes |
+    | `strip` | `strips/<video_id>[-<person_id>].png` | none |
     """
     video_id = row["video_id"]
     spans = timelines.spans_of(windows or people)
@@ -87,6 +90,8 @@ def _preview(
 def _write_strip(
     output: str, row: Row, person: Row, frame_scores: Sequence[Row], maker: StripMaker
 ) -> None:
+    from caan.report import plots  # imports Matplotlib
+
     person_id = person["person_id"]
     scores = [score for score in frame_scores if score["person_id"] == person_id]
     frames = maker.frames(row, sorted(scores, key=lambda score: score["pts_seconds"]))
@@ -102,7 +107,7 @@ def _write_strip(
 
 
 def labels_as_csv(labels: pa.Table, emotions: Sequence[str]) -> str:
-    """A labels or windows table as CSV, the probabilities as columns `p_<emotion>`."""
+    """A labels or windows table as CSV, with the probabilities in columns `p_<emotion>`."""
     plain = [name for name in labels.column_names if name != "probabilities"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*plain, *(f"p_{name}" for name in emotions)])
@@ -114,7 +119,7 @@ def labels_as_csv(labels: pa.Table, emotions: Sequence[str]) -> str:
 
 
 def labels_as_json_lines(labels: pa.Table) -> str:
-    """A labels or windows table as JSON Lines, a row a line; probabilities as an object."""
+    """A labels or windows table as JSON Lines, one row per line; probabilities are an object."""
     lines = []
     for row in labels.to_pylist():
         row["probabilities"] = dict(row["probabilities"] or ()) or None

@@ -1,4 +1,4 @@
-"""Labels over time as sidecar files: WebVTT for any player, ELAN's .eaf for annotators."""
+"""Labels over time as text: WebVTT for video players, ELAN's .eaf for annotators."""
 
 import datetime
 import html
@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 Row = Mapping[str, Any]
 
 ELAN_SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
-"""Names the format; nothing is read from there."""
+"""Identifier of the format; nothing is downloaded from there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """One person's label over a stretch of time."""
+    """One person's label over one time span."""
 
     person_id: str
     """The person."""
@@ -26,20 +26,20 @@ class Span:
     label: str
     """Emotion, or `uncertain`."""
     confidence: float
-    """0..1; of joined windows their mean, weighted by length."""
+    """Confidence, 0..1; of joined windows the mean, weighted by length."""
 
 
 def person_name(person_id: str | None) -> str:
-    """What a viewer reads: `person 0` for a bare number, else the id; empty without a person."""
+    """Name for display: `person 0` for a number, else the id itself; empty without a person."""
     return f"person {person_id}" if (person_id or "").isdigit() else person_id or ""
 
 
 def spans_of(rows: Iterable[Row], min_seconds: float = 0.001) -> list[Span]:
-    """Spans without overlap per person, by person and time, from rows of labels or windows.
+    """Convert rows of labels or windows to spans, sorted by person and time.
 
-    Where two windows of a person overlap, each holds up to the middle between their centres, as a
-    label says most about its window's centre. Neighbours of the same label are joined. Rows without
-    a label or shorter than `min_seconds` are left out.
+    Two windows of a person that overlap are cut at the middle between their centres, because a
+    label fits the centre of its window best. Neighbours with the same label are joined. Rows
+    without a label and spans shorter than `min_seconds` are left out.
     """
     by_person: dict[str, list[Span]] = {}
     for row in rows:
@@ -86,7 +86,7 @@ def _joined(spans: list[Span]) -> list[Span]:
 
 
 def webvtt(spans: Sequence[Span]) -> str:
-    """WebVTT text with a cue per span in time order: `p0: joy 0.83`.
+    """WebVTT text with one cue per span in time order: `person 0: joy 0.83`.
 
     Source: W3C WebVTT; cues of several people at one time are shown together.
     """
@@ -120,8 +120,8 @@ def elan(
 ) -> str:
     """An ELAN annotation document (EAF 3.0) with a tier of labels and one of confidence per person.
 
-    `media_name` is the video's file name; ELAN looks for it beside the .eaf. The emotions are the
-    tier's controlled vocabulary, so an annotator corrects a label from a list.
+    `media_name` is the video's file name; ELAN looks for it next to the .eaf. The emotions are the
+    tier's controlled vocabulary, so that an annotator can choose a correct label from a list.
     """
     document = ElementTree.Element(
         "ANNOTATION_DOCUMENT",
@@ -187,7 +187,7 @@ def elan(
 
 
 def _time_slots(document: ElementTree.Element, spans: Sequence[Span]) -> list[tuple[str, str]]:
-    """Adds TIME_ORDER, sorted by time; gives each span's slots."""
+    """Add TIME_ORDER, sorted by time; return the two slots of each span."""
     ends = [(_milliseconds(s.start_seconds), i, 0) for i, s in enumerate(spans)]
     ends += [(_milliseconds(s.end_seconds), i, 1) for i, s in enumerate(spans)]
     order = _add(document, "TIME_ORDER")

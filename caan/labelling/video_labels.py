@@ -1,4 +1,4 @@
-"""The second phase of labelling: whole videos -> labels per person, windows, and the evidence."""
+"""Second phase of labelling: segment_scores of whole videos -> labels, windows, frame_scores."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from caan.schema import FRAME_SCORES_SCHEMA, LABELS_SCHEMA, WINDOWS_SCHEMA, tabl
 Row = dict[str, Any]
 
 CONTEXT_PERSON = "0"
-"""Id of the one person of a video that shows no face and is labelled from its context alone."""
+"""Person id in a video that shows no face and is labelled from its context alone."""
 
 MAX_POOLED_FRAMES = 16384
-"""Frames of windows that the head pools at once."""
+"""Most frames of windows that the head pools in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledVideos:
-    """The second phase's tables."""
+    """The tables of the second phase."""
 
     labels: pa.Table
     """LABELS_SCHEMA."""
@@ -44,9 +44,9 @@ def pool_videos(
     config: PoolConfig | None = None,
     marks: Mapping[str, Mark] | None = None,
 ) -> PooledVideos:
-    """Labels of all videos whose segments these are; the order of the rows does not matter.
+    """Label all videos of these segments; the order of the rows does not matter.
 
-    `marks` has the marked person of each video_id, for face policy `marked`.
+    `marks` has the marked person by video_id, for face policy `marked`.
     """
     config, marks = config or PoolConfig(), marks or {}
     labels: list[Row] = []
@@ -77,7 +77,7 @@ def pool_videos(
 
 
 def _by_video(segment_scores: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Each video's segments in the order of time."""
+    """Yield each video_id with its segments in time order."""
     order = np.argsort(np.array(segment_scores["segment_id"].to_pylist(), dtype=np.str_))
     ids = np.array(segment_scores["video_id"].to_pylist(), dtype=object)[order]
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))[: len(ids)].tolist()
@@ -86,7 +86,7 @@ def _by_video(segment_scores: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 class _Pooler:
-    """One video's rows for the tables."""
+    """Makes the rows of one video for the tables."""
 
     def __init__(
         self,
@@ -112,18 +112,18 @@ class _Pooler:
         }
 
     def nobody(self) -> Row:
-        """The label row of a video without a person, or without the marked one."""
+        """The label row of a video without a person, or without the marked person."""
         status = self.people.status
         row = self._shared | {"status": "no_face" if status == "ok" else status}
         return row | {"is_main": True} | _span(self.people.pts_seconds)
 
     def label(self, person: int, rows: np.ndarray, *, is_main: bool) -> tuple[Row, pa.Table]:
-        """A person's label row and frame_scores."""
+        """A person's label row and rows of frame_scores."""
         self.num_people += 1
         people, emotions = self.people, self.model.info.label_set
         faces = people.faces.take(pa.array(rows))
         first, last = np.array([0]), np.array([len(rows)])
-        (named,), weights = self._judge(faces, first, last)
+        (answer,), weights = self._classify(faces, first, last)
         num_faces = int((people.person_ids[rows] >= 0).sum())
         person_id = str(person) if person >= 0 else CONTEXT_PERSON
         status = people.status
@@ -133,7 +133,7 @@ class _Pooler:
             "num_faces": num_faces,
             "status": "ok" if status == "no_face" else status,
             **_span(people.face_pts_seconds[rows]),
-            **named,
+            **answer,
         }
         track_ids = people.track_ids[rows]
         logits = torch.tensor(numbers(faces.field("logits")))
@@ -153,9 +153,10 @@ class _Pooler:
         return row, table
 
     def windows(self, label: Row, rows: np.ndarray) -> list[Row]:
-        """A person's windows, those in which the person is seen; empty unless asked for.
+        """Rows of the windows that show a person; empty if no windows are wanted.
 
-        Window 0 begins at the whole second of the first frame; each holds its start, not its end.
+        Window 0 starts at the whole second of the first frame. A window includes its start time but
+        not its end time.
         """
         if not self.config.window_seconds:
             return []
@@ -176,8 +177,8 @@ class _Pooler:
         for some in np.array_split(shown, max(1, -(-len(shown) // at_once))):
             if not len(some):
                 continue
-            judged, _ = self._judge(faces, first[some], last[some])
-            for n, named in zip(some.tolist(), judged, strict=True):
+            answers, _ = self._classify(faces, first[some], last[some])
+            for n, answer in zip(some.tolist(), answers, strict=True):
                 found.append(
                     label
                     | {
@@ -186,18 +187,18 @@ class _Pooler:
                         "num_faces": int(faces_until[last[n]] - faces_until[first[n]]),
                         "start_seconds": float(starts[n]),
                         "end_seconds": float(starts[n] + length),
-                        **named,
+                        **answer,
                     }
                 )
         return found
 
-    def _judge(
+    def _classify(
         self, faces: pa.StructArray, first: np.ndarray, last: np.ndarray
     ) -> tuple[list[Row], np.ndarray]:
-        """What the rows first..last of each of B say, and their emotion scores [B, T].
+        """Label, confidence and probabilities of B groups of rows, and emotion scores [B, T].
 
-        Heads that look at face and context also say what they would without the context: replaced
-        by its training mean.
+        Group i has the rows first[i] to last[i] - 1. For heads of face and context, also the label
+        without the context: the context is then replaced by its training mean.
         """
         emotions = self.model.info.label_set
         probabilities, weights = self._pool(faces, first, last)
@@ -220,7 +221,7 @@ class _Pooler:
     def _pool(
         self, faces: pa.StructArray, first: np.ndarray, last: np.ndarray, prefix: str = ""
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [B, K] and emotion scores [B, T] of the rows first..last of each of B."""
+        """Probabilities [B, K] and emotion scores [B, T] of B groups of rows first to last - 1."""
         counts = last - first
         places = np.arange(int(counts.max()))
         mask = places < counts[:, None]
@@ -248,7 +249,7 @@ def _span(pts_seconds: np.ndarray) -> Row:
 
 
 def _maps(emotions: tuple[str, ...], values: np.ndarray) -> pa.MapArray:
-    """A map of emotion to number for each row of [N, K]."""
+    """One map of emotion to number per row of `values` [N, K]."""
     ends = pa.array(np.arange(len(values) + 1, dtype=np.int32) * len(emotions))
     keys = pa.array(list(emotions) * len(values), pa.string())
     return pa.MapArray.from_arrays(ends, keys, pa.array(values.reshape(-1).astype(np.float32)))

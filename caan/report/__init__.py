@@ -1,1 +1,1 @@
-"""The report about a run of labels."""
+"""The report about one run of jobs.label: figures, plots, strips of frames, and an HTML page."""

@@ -1,4 +1,4 @@
-"""The colours of emotions."""
+"""The colour of each emotion in plots, pages and previews."""
 
 EMOTION_COLOURS = {
     "anger": "#c8453b",
@@ -11,7 +11,7 @@ EMOTION_COLOURS = {
     "surprise": "#2fa39a",
     "trust": "#b0649c",
 }
-"""One colour per emotion, the same in every picture and page."""
+"""One colour per emotion, the same everywhere."""
 
 OTHER_COLOUR = "#5a5f66"
-"""For what is no known emotion."""
+"""The colour of everything else."""

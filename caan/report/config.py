@@ -1,31 +1,31 @@
-"""What a report and its strips show."""
+"""Options of the report and of strips."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
 class StripConfig:
-    """How strips are made."""
+    """Options of strips of frames."""
 
     num_frames: int = 8
     """Frames per strip."""
     picture_pixels: int = 320
-    """Longer side of the pictures."""
+    """Longer side of the images."""
     time_limit_seconds: float = 60.0
-    """Longest time that decoding one video's pictures may take."""
+    """Time limit for decoding the images of one video."""
     spool_bytes: int = 256 << 20
-    """S3 videos up to this size are copied to local disk; larger ones are read by ranges."""
+    """S3 videos up to this size are copied to local disk. Larger ones are read in ranges."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What a report shows."""
+    """Options of a report."""
 
     split: str = ""
-    """Only the manifest rows of this split; empty: all."""
+    """Report only the manifest rows of this split; empty: all."""
     num_strips: int = 12
-    """Videos shown as strips of frames, spread over the predicted emotions."""
+    """Number of videos shown as strips of frames, spread over the predicted emotions."""
     strips: StripConfig = field(default_factory=StripConfig)
-    """How the strips are made."""
+    """Options of the strips."""
     num_timelines: int = 500
-    """Videos with a timeline on the HTML page, chosen as the strips are."""
+    """Number of videos with a timeline on the HTML page; chosen in the same way as strips."""

@@ -1,4 +1,4 @@
-"""Labels laid beside the manifest: who was labelled, how it went, and how often it is right."""
+"""Join labels with the manifest, and compute the figures: statuses, accuracy, calibration."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -12,19 +12,25 @@ import pyarrow as pa
 from caan import metrics
 from caan.errors import InputError
 from caan.faces.detection import iou
-from caan.schema import LABEL_SETS, UNCERTAIN, canonical_emotion, label_set_of
+from caan.schema import LABEL_SETS, STATUSES, UNCERTAIN, canonical_emotion, label_set_of
 
 NO_LABEL = "no label"
-"""What the report calls a video without a predicted emotion."""
+"""The report's name for a video without a predicted emotion."""
 
 NOT_LABELLED = "not_labelled"
-"""Status in the report of a manifest row for which the labels have no row at all."""
+"""Status in the report of a manifest row that has no row in the labels."""
+
+STATUS_WORDS = STATUSES | {NOT_LABELLED: "the labels have no row for it"}
+"""Meaning of every status in the report."""
+
+UNTRAINED = "These networks were never trained: do not take the labels for what people feel."
+"""Warning of a report about networks with random weights."""
 
 LIMITS = tuple(round(0.05 * i, 2) for i in range(20))
-"""Values of --abstain-below for which a report says what they would give."""
+"""Values of --abstain-below for which the report gives coverage and accuracy."""
 
 SLICES = ("split", "gender", "age_range")
-"""Manifest columns by whose values accuracy is also given."""
+"""Manifest columns; accuracy is also reported for each of their values."""
 
 _MANIFEST_COLUMNS = (
     *("video_id", "uri", "start_seconds", "end_seconds", "label", "split", "gender", "age_range"),
@@ -36,18 +42,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedVideo:
-    """One manifest row with everything that was said about it."""
+    """One manifest row with its labels."""
 
     row: Row
-    """The manifest's row."""
+    """The manifest row."""
     truth: str | None
-    """The true emotion, if the manifest has one."""
+    """The true emotion; None if the manifest has none."""
     people: tuple[Row, ...]
-    """Its rows in the labels table, one per person."""
+    """The rows of the video in the labels table, one per person."""
     scored: Row | None
-    """The row of the marked person, else of the main one; None when there is no row at all."""
+    """The label row of the marked person, else of the main person; None if there is no row."""
     predicted: str | None
-    """The scored row's emotion; None when there is none or it is `uncertain`."""
+    """The emotion of the scored row; None if it has none or is `uncertain`."""
 
     @property
     def status(self) -> str:
@@ -56,12 +62,12 @@ class EvaluatedVideo:
 
     @property
     def is_uncertain(self) -> bool:
-        """Whether a label was withheld because of its low confidence."""
+        """Whether the label was withheld because of low confidence."""
         return self.scored is not None and self.scored["label"] == UNCERTAIN
 
     @property
     def guess(self) -> str | None:
-        """The predicted emotion, or of an uncertain video the one that was withheld."""
+        """The predicted emotion; for an uncertain video the withheld one."""
         if self.scored is None or not self.is_uncertain:
             return self.predicted
         probabilities = self.scored["probabilities"]
@@ -69,15 +75,15 @@ class EvaluatedVideo:
 
     @property
     def right(self) -> bool:
-        """Whether there is a prediction and it is the true emotion."""
+        """Whether the prediction exists and is the true emotion."""
         return self.predicted is not None and self.predicted == self.truth
 
 
 def label_set(labels: pa.Table, run: Mapping[str, Any], truths: Iterable[str]) -> tuple[str, ...]:
-    """The emotions a model chooses from: as its run says, else its probabilities, else the labels.
+    """The emotions of the model: from its run.json, else the probabilities, else the labels.
 
     Raises:
-        InputError: a true label is none of them.
+        InputError: a true label is not one of them.
     """
     named = run.get("label_set")
     emotions: tuple[str, ...]
@@ -92,26 +98,26 @@ def label_set(labels: pa.Table, run: Mapping[str, Any], truths: Iterable[str]) -
     if unknown := sorted(set(truths) - set(emotions)):
         raise InputError(
             f"the manifest has the label `{unknown[0]}`, and the model that wrote these labels "
-            f"knows only {', '.join(emotions)}. Evaluate with the manifest of the same label set."
+            f"knows only {', '.join(emotions)}: evaluate with a manifest of the same label set."
         )
     return emotions
 
 
 def true_labels(manifest: pa.Table) -> set[str]:
-    """The distinct true emotions of a manifest, in this project's words."""
+    """The distinct true emotions of a manifest, by their canonical names."""
     return {canonical_emotion(name) for name in manifest["label"].unique().to_pylist() if name}
 
 
 def join_labels(
     manifest: pa.Table, labels: pa.Table, frame_scores: pa.Table, emotions: Sequence[str]
 ) -> list[EvaluatedVideo]:
-    """One EvaluatedVideo per manifest row, in its order.
+    """Join the tables: one EvaluatedVideo per manifest row, in the manifest's order.
 
-    `frame_scores` is only looked at for videos with several people and a marked face.
+    `frame_scores` is used only for videos with several people and a marked face.
 
     Raises:
-        InputError: a video or person occurs twice, the labels are of other videos, or a predicted
-            label is not one of `emotions`.
+        InputError: a video or person occurs twice, no labelled video is in the manifest, or a
+            predicted label is not one of `emotions`.
     """
     ids = Counter(manifest["video_id"].to_pylist())
     _refuse_double(ids, "the manifest")
@@ -126,7 +132,7 @@ def join_labels(
     if people and not people.keys() & ids.keys():
         raise InputError(
             f"none of the {len(people)} labelled videos is in the manifest (the first is "
-            f"`{next(iter(people))}`): give the manifest that they were labelled from."
+            f"`{next(iter(people))}`): give the manifest from which they were labelled."
         )
     scores: dict[str, list[Row]] = defaultdict(list)
     columns = ["video_id", "person_id", "pts_seconds", "box"]
@@ -151,7 +157,7 @@ def join_labels(
 def _refuse_double(counts: Counter[str], what: str) -> None:
     name, count = counts.most_common(1)[0] if counts else ("", 0)
     if count > 1:
-        raise InputError(f"{what} has {count} rows for `{name}`, and should have one.")
+        raise InputError(f"{what} has {count} rows for `{name}`: keep one of them.")
 
 
 def _scored_person(row: Row, people: list[Row], scores: list[Row]) -> Row | None:
@@ -164,9 +170,10 @@ def _scored_person(row: Row, people: list[Row], scores: list[Row]) -> Row | None
 
 
 def marked_person(row: Row, scores: Sequence[Row]) -> str | None:
-    """The person whose face lies on the manifest's marked `face_box`, None if nobody's does.
+    """The person whose face overlaps the manifest's `face_box`; None if nobody's does.
 
-    Each person is judged by the face nearest in time to `face_pts_seconds` (else by the best one).
+    The face nearest in time to `face_pts_seconds` decides, among equally near ones the one with the
+    highest IoU. Without `face_pts_seconds` the highest IoU decides.
     """
     at = row["face_pts_seconds"]
     best: tuple[float, float] = (0.0, 0.0)
@@ -187,8 +194,8 @@ def _predicted(scored: Row | None, emotions: Sequence[str]) -> str | None:
     label = canonical_emotion(scored["label"])
     if label not in emotions:
         raise InputError(
-            f"the labels table says `{scored['label']}` for `{scored['video_id']}`, which is none "
-            f"of {', '.join(emotions)}."
+            f"the labels table has `{scored['label']}` for `{scored['video_id']}`, which is not "
+            f"one of {', '.join(emotions)}: correct the label."
         )
     return label
 
@@ -196,9 +203,14 @@ def _predicted(scored: Row | None, emotions: Sequence[str]) -> str | None:
 def score(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> dict[str, Any]:
     """All figures of a report as plain JSON values.
 
-    `all_videos` counts a labelled video without a prediction as wrong, `predicted_videos` leaves it
-    out; both are absent when the manifest has no labels. Confidence is over all predictions,
-    calibration over those and the uncertain videos' withheld emotions.
+    | figure | videos |
+    |---|---|
+    | `all_videos` | labelled in the manifest; without a prediction counts as wrong |
+    | `predicted_videos` | labelled in the manifest, with a prediction |
+    | `confidence` | with a prediction |
+    | `reliability`, `abstaining` | labelled, with a prediction or a withheld emotion |
+
+    All but `confidence` are absent if the manifest has no labels.
     """
     predictions = [video for video in videos if video.predicted is not None]
     counts = Counter(
@@ -250,7 +262,7 @@ def score(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> dict[str
 
 
 def matrix_of(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> np.ndarray:
-    """Confusion matrix, int64 [K, K + 1], of videos that all have a true emotion."""
+    """Confusion matrix, int64 [K, K + 1]; every video must have a true emotion."""
     index = {emotion: i for i, emotion in enumerate(emotions)}
     return metrics.confusion_matrix(
         [index[video.truth] for video in videos if video.truth is not None],
@@ -260,15 +272,15 @@ def matrix_of(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> np.n
 
 
 def confidences(videos: Sequence[EvaluatedVideo]) -> list[float]:
-    """The scored rows' confidence, 0..1; a label written by hand, without one, counts as 1."""
+    """Confidence of the scored rows, 0..1; 1 for a label without one (written by hand)."""
     rows = [video.scored for video in videos if video.scored is not None]
     return [1.0 if row["confidence"] is None else float(row["confidence"]) for row in rows]
 
 
 def context_told(person: Mapping[str, Any]) -> str:
-    """What a person's label would be without the context; empty where the model does not say.
+    """Sentence about a person's label without the context; empty if the model gives none.
 
-    The points are percent of probability that the label gains or loses without it.
+    The points are the change of the label's probability, in percentage points, without the context.
     """
     other, effect = person.get("label_without_context"), person.get("context_effect")
     if other is None or effect is None:

@@ -1,4 +1,4 @@
-"""Reads what jobs.label wrote, and the manifest that it was given."""
+"""Read the input of a report: the output folder of jobs.label, and the manifest."""
 
 import os
 from collections.abc import Sequence
@@ -24,25 +24,25 @@ from caan.schema import (
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRun:
-    """What a run of jobs.label left behind."""
+    """The output of one run of jobs.label."""
 
     labels: pa.Table
     """LABELS_SCHEMA."""
     run: dict[str, Any]
     """Its run.json; empty for a table written by hand."""
     folder: str
-    """Where `frame_scores/` lies, if anywhere."""
+    """The folder of `frame_scores/`, `windows/` and `previews/`, as far as they exist."""
 
     def frame_scores(self, video_ids: Sequence[str]) -> pa.Table:
-        """FRAME_SCORES_SCHEMA, the rows of these videos only; empty where the run wrote none."""
+        """FRAME_SCORES_SCHEMA, only the rows of these videos; empty if the run wrote none."""
         return self._rows_of("frame_scores", FRAME_SCORES_SCHEMA, video_ids)
 
     def windows(self, video_ids: Sequence[str]) -> pa.Table:
-        """WINDOWS_SCHEMA, the rows of these videos only; empty where the run wrote none."""
+        """WINDOWS_SCHEMA, only the rows of these videos; empty if the run wrote none."""
         return self._rows_of("windows", WINDOWS_SCHEMA, video_ids)
 
     def previews(self, output: str) -> dict[str, str]:
-        """Addresses of `previews/<video_id>.mp4`, relative to `output`, by video_id."""
+        """Links to `previews/<video_id>.mp4`, relative to the folder `output`, by video_id."""
         folder = storage.join(self.folder, "previews")
         if not storage.exists(folder):
             return {}
@@ -69,14 +69,14 @@ class LabelRun:
 
 
 def read_label_run(path: str) -> LabelRun:
-    """The output folder of jobs.label, its `labels/` folder, or one Parquet table of labels.
+    """Read the output folder of jobs.label, its `labels/` folder, or one Parquet table of labels.
 
     Raises:
-        InputError: nothing is there, or it has no `video_id`.
+        InputError: nothing lies at `path`, or the table has no `video_id`.
     """
     if not storage.exists(path):
         raise InputError(
-            f"nothing is at `{redact(path)}`: --labels takes the folder that jobs.label "
+            f"nothing is at `{redact(path)}`: give --labels the folder that jobs.label "
             "wrote, or a Parquet file of labels."
         )
     inner = storage.join(path, "labels")
@@ -91,14 +91,14 @@ def read_label_run(path: str) -> LabelRun:
 
 
 def read_manifest(path: str, split: str = "") -> pa.Table:
-    """MANIFEST_SCHEMA; of one split if named.
+    """Read a manifest, MANIFEST_SCHEMA; only the rows of `split` if that is given.
 
     Raises:
-        InputError: nothing is there, it is no manifest, or no row is in the split.
+        InputError: nothing lies at `path`, it is not a manifest, or no row is in the split.
     """
     if not storage.exists(path):
         raise InputError(
-            f"no manifest is at `{redact(path)}`: --manifest takes what jobs.index wrote."
+            f"no manifest is at `{redact(path)}`: give --manifest the file that jobs.index wrote."
         )
     manifest = check_table(storage.read_table(path), MANIFEST_SCHEMA, f"the manifest at `{path}`")
     if not split:
@@ -113,7 +113,7 @@ def read_manifest(path: str, split: str = "") -> pa.Table:
 
 
 def relative_address(target: str, folder: str) -> str | None:
-    """`target` as a link from a page in `folder`; None when they share no storage."""
+    """Link to `target` from a page in `folder`; None if they are in different storage."""
     target, folder = storage.normalise(target), storage.normalise(folder)
     if storage.is_s3(target) != storage.is_s3(folder):
         return None

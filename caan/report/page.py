@@ -1,7 +1,7 @@
-"""One HTML page of a report that opens by itself: no server, no address outside the file.
+"""Build the HTML page of a report: one file that needs no server and no network.
 
-HTML, style and script lie in `caan/page/`. What the page shows is put into two JSON blocks: the
-rows of all videos, and the details (timelines, strips) that are read when a video is opened.
+HTML, style and script lie in `caan/report/page/`. The data is in two JSON blocks: the rows of all
+videos, and the details (timelines, strips) that the page parses when a video is opened.
 """
 
 import base64
@@ -21,18 +21,25 @@ from PIL import Image
 
 from caan.errors import redact
 from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
-from caan.report.evaluation import NO_LABEL, NOT_LABELLED, EvaluatedVideo, Row, context_told
-from caan.report.plots import StripFrame
-from caan.schema import STATUSES, UNCERTAIN, canonical_emotion
+from caan.report.evaluation import (
+    NO_LABEL,
+    STATUS_WORDS,
+    UNTRAINED,
+    EvaluatedVideo,
+    Row,
+    context_told,
+)
+from caan.report.strips import StripFrame
+from caan.schema import UNCERTAIN, canonical_emotion
 
 MAX_VIDEOS = 20_000
-"""Videos that a page holds; about 120 bytes each, and a browser filters that many at once."""
+"""Most videos on a page, about 120 bytes each. A browser filters this many without delay."""
 
 MAX_POINTS = 400
-"""Frames in one person's timeline; of more, the highest score of each stretch is kept."""
+"""Most frames in one person's timeline. From more, the highest score of each stretch is kept."""
 
 ALL_POINTS = 200_000
-"""Frames in all timelines together (2 MB), shared evenly by the people that have one."""
+"""Most frames in all timelines together (2 MB), shared evenly among the people with one."""
 
 _PAGE = Path(__file__).parent / "page"
 _STATUS_COLOURS = {"ok": "#2c7a4b", "partial": "#c08a1e", "no_face": "#9aa1ab"}
@@ -49,18 +56,19 @@ def build_page(
     strips: Mapping[str, Sequence[Mapping[str, Any]]],
     previews: Mapping[str, str],
 ) -> str:
-    """The page as text.
+    """The HTML page as text.
 
-    `frame_scores` and `windows` give timelines to the videos that they hold; `strips` has
-    `strip_data` by video_id, shown for the scored person; `previews` addresses by video_id,
-    relative to the page, all in one folder.
+    | argument | content |
+    |---|---|
+    | `frame_scores`, `windows` | the timelines of the videos that they hold |
+    | `strips` | `strip_data` by video_id, shown for the scored person |
+    | `previews` | links by video_id, relative to the page, all to one folder |
     """
     shown = videos[:MAX_VIDEOS]
     labels = [*figures["label_set"], UNCERTAIN, NO_LABEL]
-    words = STATUSES | {NOT_LABELLED: "the labels have no row for it"}
     statuses = sorted(
         {_status(video, person) for video in shown for person in _people(video)},
-        key=[*words].index,
+        key=[*STATUS_WORDS].index,
     )
     rows = _Rows(labels, statuses)
     scores, spans = _by_person(frame_scores, "pts_seconds"), _by_person(windows, "start_seconds")
@@ -80,7 +88,7 @@ def build_page(
         "labels": labels,
         "optional": [UNCERTAIN, NO_LABEL],
         "statuses": statuses,
-        "status_words": {name: words[name] for name in statuses},
+        "status_words": {name: STATUS_WORDS[name] for name in statuses},
         "status_colours": _STATUS_COLOURS,
         "colours": EMOTION_COLOURS
         | {UNCERTAIN: "#a9aeb5", NO_LABEL: "#c9ced5", "other": OTHER_COLOUR},
@@ -102,12 +110,12 @@ def build_page(
 
 
 def _json(data: Any) -> str:
-    # `<` would let a file name close the script element
+    # With a plain `<`, a file name could close the script element.
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 class _Rows:
-    """The page's tables, row by row; repeated texts are numbers of lists of texts."""
+    """The tables of the page, row by row; repeated texts are stored once, with an index in rows."""
 
     def __init__(self, labels: Sequence[str], statuses: Sequence[str]) -> None:
         self.label_index = {name: i for i, name in enumerate(labels)}
@@ -123,7 +131,7 @@ class _Rows:
         self.details: dict[int, dict[str, Any]] = {}
 
     def add_video(self, video: EvaluatedVideo, has_preview: bool) -> None:
-        """A row of `videos`."""
+        """Add a row to `videos`."""
         uri = redact(video.row["uri"])
         folder, slash, name = uri.rpartition("/")
         self.videos.append(
@@ -140,7 +148,7 @@ class _Rows:
         )
 
     def add_person(self, video: EvaluatedVideo, person: Row, spans: Sequence[Row]) -> None:
-        """A row of `people`, of the video added last."""
+        """Add a row to `people`, for the video that was added last."""
         is_scored = person is video.scored
         probabilities = person.get("probabilities") or {}
         row = len(self.people)
@@ -178,7 +186,7 @@ class _Rows:
             ]
 
     def add_details(self, frames: Sequence[Row], strip: Sequence[Mapping[str, Any]] | None) -> None:
-        """What is shown of the person added last when the video is opened."""
+        """Add timeline and strip of the person that was added last."""
         found: dict[str, Any] = {}
         if frames:
             highest = max(max(row["emotion_score"] or 0.0 for row in frames), 1e-9)
@@ -197,7 +205,7 @@ class _Rows:
         self.details[len(self.people) - 1] = found
 
     def tables(self) -> dict[str, Any]:
-        """All but the details."""
+        """All tables but the details, as JSON values."""
         return {
             "folders": list(self.folders),
             "links": [
@@ -218,7 +226,7 @@ class _Rows:
         return self.label_index[NO_LABEL] if known is None else known
 
     def _letter(self, row: Row) -> str:
-        """The frame's most probable emotion as a digit of base 36; z where there is none."""
+        """The frame's most probable emotion as a digit of base 36; z if there is none."""
         probabilities = dict(row["probabilities"] or ())
         if not probabilities:
             return "z"
@@ -249,7 +257,7 @@ def _reliability(figures: Mapping[str, Any]) -> list[list[float]] | None:
 
 
 def strip_data(frames: Sequence[StripFrame]) -> list[dict[str, Any]]:
-    """A strip's frames as plain values, pictures as JPEG `data:` addresses."""
+    """A strip's frames as JSON values, with the images as JPEG `data:` URLs."""
     return [
         {
             "picture": None if frame.picture is None else _jpeg_address(frame.picture),
@@ -299,7 +307,7 @@ def _subtitle(videos: Sequence[EvaluatedVideo], figures: Mapping[str, Any]) -> s
     parts += [f"split {figures['split']}"] if figures.get("split") else []
     parts += [f"model {', '.join(models)}"] if models else []
     if len(videos) > MAX_VIDEOS:
-        parts.append(f"the first {MAX_VIDEOS} are on this page, all are in labels.csv")
+        parts.append(f"this page shows the first {MAX_VIDEOS:,}; labels.csv has all")
     return " · ".join(parts)
 
 
@@ -307,11 +315,7 @@ def _warning(figures: Mapping[str, Any]) -> str:
     unfinished = "" if figures.get("is_complete", True) else "The label run is unfinished. "
     if not figures.get("random_weights"):
         return unfinished
-    return (
-        unfinished
-        + f"Random weights: {', '.join(figures['random_weights'])}. These networks were never "
-        "trained: do not take the labels for what people feel."
-    )
+    return unfinished + f"Random weights: {', '.join(figures['random_weights'])}. {UNTRAINED}"
 
 
 def _tiles(figures: Mapping[str, Any]) -> list[list[str]]:

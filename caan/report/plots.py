@@ -1,9 +1,11 @@
-"""The pictures of a report, each as the bytes of a PNG file."""
+"""The plots of a report; each function returns the bytes of a PNG file.
+
+Matplotlib imports for a second: import this module only where a plot is drawn.
+"""
 
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,29 +16,14 @@ from matplotlib.ticker import MaxNLocator
 
 from caan.metrics import ReliabilityBin
 from caan.report.colours import EMOTION_COLOURS, OTHER_COLOUR
+from caan.report.strips import StripFrame
 
 INK = "#23272e"
 MUTED = "#6b717a"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StripFrame:
-    """One frame of a strip: its picture and what the head said of it."""
-
-    picture: np.ndarray | None
-    """uint8 [H, W, 3] RGB, upright; None where the picture could not be read."""
-    pts_seconds: float
-    """Presentation time since the video's start."""
-    emotion_score: float
-    """The head's attention weight of the frame (paper eq. 3), at least 0."""
-    label: str
-    """The frame's own most probable emotion; empty if unknown."""
-    box: tuple[float, float, float, float] | None
-    """The face, x0, y0, x1, y1 as shares 0..1 of the picture's width and height."""
-
-
 def confusion_plot(matrix: np.ndarray, emotions: Sequence[str]) -> bytes:
-    """Confusion matrix as the paper's Table 5: row percentages, counts, and what has no label.
+    """Plot a confusion matrix as in the paper's Table 5: row percentages, counts, no label.
 
     `matrix` is int64 [K, K] or [K, K + 1] (see `caan.metrics`); an empty last column is left out.
     """
@@ -69,7 +56,7 @@ def confusion_plot(matrix: np.ndarray, emotions: Sequence[str]) -> bytes:
 
 
 def per_emotion_plot(per_emotion: Mapping[str, Mapping[str, float | int | None]]) -> bytes:
-    """Recall, precision and F1 of each emotion as bars; takes `summarise(...)["per_emotion"]`."""
+    """Plot recall, precision and F1 of each emotion from `summarise(...)["per_emotion"]`."""
     names = list(per_emotion)
     figure = Figure(figsize=(1.05 * len(names) + 2, 3.4), layout="constrained")
     axes = figure.add_subplot()
@@ -90,7 +77,7 @@ def per_emotion_plot(per_emotion: Mapping[str, Mapping[str, float | int | None]]
 
 
 def distribution_plot(counts: Mapping[str, int]) -> bytes:
-    """How many videos carry each label, as horizontal bars in the order given."""
+    """Plot the number of videos with each label as horizontal bars, in the order given."""
     figure = Figure(figsize=(6, 0.38 * len(counts) + 0.8), layout="constrained")
     axes = figure.add_subplot()
     colours = [EMOTION_COLOURS.get(name, OTHER_COLOUR) for name in counts]
@@ -105,7 +92,7 @@ def distribution_plot(counts: Mapping[str, int]) -> bytes:
 
 
 def confidence_plot(confidence: Sequence[float]) -> bytes:
-    """Histogram of the labels' confidence, 0..1."""
+    """Plot a histogram of the labels' confidence, 0..1."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(confidence, bins=20, range=(0, 1), color="#3b74b4", rwidth=0.92)
@@ -118,7 +105,7 @@ def confidence_plot(confidence: Sequence[float]) -> bytes:
 
 
 def reliability_plot(bins: Sequence[ReliabilityBin], calibration_error: float) -> bytes:
-    """Accuracy against confidence per bin; on the diagonal, confidence means what it says."""
+    """Plot accuracy against confidence per bin; on the diagonal the two are equal."""
     figure = Figure(figsize=(4.2, 4.4), layout="constrained")
     axes, counts = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color="#a9aeb5", linewidth=1, linestyle="--")
@@ -145,9 +132,9 @@ def reliability_plot(bins: Sequence[ReliabilityBin], calibration_error: float) -
 
 
 def strip_plot(frames: Sequence[StripFrame], title: str) -> bytes:
-    """Frames in time order, beneath each its emotion score as a bar and its own label.
+    """Plot frames in time order; below each, its emotion score as a bar and its own label.
 
-    The bars are scaled to the strip's highest score: weights of a long video are all small.
+    The bars are scaled to the strip's highest score, because the weights of a long video are small.
     Source: the paper's Figure 5.
     """
     shapes = [frame.picture.shape for frame in frames if frame.picture is not None]
@@ -156,7 +143,7 @@ def strip_plot(frames: Sequence[StripFrame], title: str) -> bytes:
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02)
     figure = Figure(figsize=(1.6 * len(frames) + 0.2, height + 1.45), layout=layout)
     grid = figure.subplots(2, len(frames), height_ratios=(height, 0.75), squeeze=False)
-    # `$` would start a formula
+    # Matplotlib reads `$` as the start of a formula.
     wrapped = textwrap.shorten(title, 26 * len(frames) + 20, placeholder=" ...")
     figure.suptitle(wrapped.replace("$", r"\$"), fontsize=10, color=INK, x=0.01, ha="left")
     highest = max((frame.emotion_score for frame in frames), default=0.0) or 1.0
@@ -180,7 +167,7 @@ def _draw_picture(axes: Axes, frame: StripFrame) -> None:
     axes.spines[:].set_visible(False)
     if frame.picture is None:
         axes.set_facecolor("#eef0f2")
-        axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=8, color=MUTED,
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, color=MUTED,
                   transform=axes.transAxes)  # fmt: skip
         return
     height, width = frame.picture.shape[:2]

@@ -1,4 +1,4 @@
-"""The report folder: figures, tables, pictures and strips of frames about one run of labels."""
+"""Write the report folder: figures, tables, plots and strips of frames of one run of labels."""
 
 import csv
 import io
@@ -14,23 +14,23 @@ import pyarrow.compute as pc
 
 from caan import storage
 from caan.metrics import ReliabilityBin
-from caan.report import evaluation, page, plots
+from caan.report import evaluation, page
 from caan.report.config import ReportConfig
-from caan.report.evaluation import NO_LABEL, EvaluatedVideo, Row
+from caan.report.evaluation import NO_LABEL, STATUS_WORDS, UNTRAINED, EvaluatedVideo, Row
 from caan.report.label_run import LabelRun
 from caan.report.strips import StripMaker
-from caan.schema import STATUSES, UNCERTAIN
+from caan.schema import UNCERTAIN
 
-UNFINISHED = "the run of jobs.label was not complete when this was written; run it again."
+UNFINISHED = "the run of jobs.label was not complete when this report was written: run it again."
 
 
 def write_report(
     output: str, manifest: pa.Table, label_run: LabelRun, config: ReportConfig
 ) -> dict[str, Any]:
-    """Write a whole report folder and return what its metrics.json holds.
+    """Write a whole report folder and return the content of its metrics.json.
 
     Raises:
-        InputError: manifest and labels do not fit together.
+        InputError: manifest and labels do not match.
     """
     emotions = evaluation.label_set(
         label_run.labels, label_run.run, evaluation.true_labels(manifest)
@@ -58,7 +58,7 @@ def write_report(
 
 
 def random_weights(label_run: LabelRun) -> list[str]:
-    """Identities of networks with random weights (`vgg16:random:0`) that a label run names."""
+    """Fingerprints of networks with random weights (`vgg16:random:0`) that a label run names."""
     found: set[str] = set()
     pending: list[Any] = [label_run.run, label_run.labels["model_id"].unique().to_pylist()]
     while pending:
@@ -73,7 +73,9 @@ def random_weights(label_run: LabelRun) -> list[str]:
 
 
 def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[str, Any]) -> None:
-    """Write the PNG plots that these figures allow, and name them under `figures["pictures"]`."""
+    """Write the PNG plots for these figures, and list their names in `figures["pictures"]`."""
+    from caan.report import plots
+
     predictions = [video for video in videos if video.predicted is not None]
     pictures = {
         "labels.png": plots.distribution_plot(
@@ -97,7 +99,7 @@ def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[
 
 
 def _filled(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A reliability bin from its JSON values, which have None for nan."""
+    """Values of a reliability bin from JSON, with nan for None."""
     return {name: float("nan") if value is None else value for name, value in part.items()}
 
 
@@ -109,7 +111,7 @@ def report_page(
     strips: Sequence["Strip"],
     config: ReportConfig,
 ) -> str:
-    """The HTML page, with timelines of as many videos as the config says."""
+    """The HTML page, with timelines of up to `config.num_timelines` videos."""
     chosen = choose_videos(videos, figures["label_set"], config.num_timelines)
     video_ids = [video.row["video_id"] for video in chosen]
     return page.build_page(
@@ -124,16 +126,16 @@ def report_page(
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A strip that was written."""
+    """One written strip."""
 
     video_id: str
     """The video."""
     path: str
-    """Its PNG, relative to the report."""
+    """Path of its PNG, relative to the report."""
     title: str
     """File name, prediction and truth."""
     frames: list[dict[str, Any]]
-    """The frames for the HTML page (`html_report.strip_data`)."""
+    """The frames for the HTML page, from `page.strip_data`."""
 
 
 def write_strips(
@@ -144,7 +146,9 @@ def write_strips(
     config: ReportConfig,
 ) -> list[Strip]:
     """Write `strips/<video_id>.png` for the chosen videos."""
-    storage.delete(storage.join(output, "strips"))  # those of an earlier report
+    from caan.report import plots
+
+    storage.delete(storage.join(output, "strips"))  # of an earlier report
     chosen = choose_videos(videos, emotions, config.num_strips)
     video_ids = [video.row["video_id"] for video in chosen]
     scores: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -168,9 +172,9 @@ def write_strips(
 def choose_videos(
     videos: Sequence[EvaluatedVideo], emotions: Sequence[str], count: int
 ) -> list[EvaluatedVideo]:
-    """Up to `count` videos with a prediction: the surest of each emotion in turn, then the next.
+    """Choose up to `count` videos: of each emotion the one with the highest confidence, and so on.
 
-    Uncertain ones count for the emotion that was withheld.
+    Uncertain videos count for the withheld emotion. Videos without any emotion are not chosen.
     """
     queues = []
     for emotion in emotions:
@@ -181,7 +185,7 @@ def choose_videos(
 
 
 def strip_title(video: EvaluatedVideo) -> str:
-    """File name, prediction with confidence, the truth where it is known, what the context did."""
+    """File name, prediction with confidence, truth if known, and effect of the context."""
     name = video.row["uri"].rpartition("/")[2]
     title = f"{name} · {video.predicted or UNCERTAIN} {evaluation.confidences([video])[0]:.2f}"
     title = title if video.truth is None else f"{title} (true: {video.truth})"
@@ -190,7 +194,7 @@ def strip_title(video: EvaluatedVideo) -> str:
 
 
 def labels_csv(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> str:
-    """All people of all videos as CSV; a video without any has one line, so none is missing."""
+    """All people of all videos as CSV; a video without people has one line."""
     columns = (
         *("video_id", "uri", "split", "true_label", "person_id", "is_main", "is_scored", "label"),
         *("right", "confidence", "num_frames", "num_faces", "start_seconds", "end_seconds"),
@@ -216,15 +220,14 @@ def labels_csv(videos: Sequence[EvaluatedVideo], emotions: Sequence[str]) -> str
 
 
 def report_markdown(figures: Mapping[str, Any], strips: Sequence[Strip]) -> str:
-    """The report as Markdown; pictures and strips by relative path."""
+    """The report as Markdown, with relative links to plots and strips."""
     of_split = f" of the split `{figures['split']}`" if figures["split"] else ""
     lines = ["# Report", "", f"{figures['num_videos']} videos{of_split}.", ""]
     if not figures["is_complete"]:
         lines += [f"**Unfinished**: {UNFINISHED}", ""]
     if figures["random_weights"]:
         lines += [
-            f"**Random weights**: {', '.join(figures['random_weights'])}. These networks were "
-            "never trained: do not take the labels for what people feel.",
+            f"**Random weights**: {', '.join(figures['random_weights'])}. {UNTRAINED}",
             "",
         ]
     if "all_videos" in figures:
@@ -242,15 +245,14 @@ def report_markdown(figures: Mapping[str, Any], strips: Sequence[Strip]) -> str:
             "",
         ]
     lines += ["## Statuses", "", "| status | videos | meaning |", "|---|---:|---|"]
-    meanings = STATUSES | {evaluation.NOT_LABELLED: "the labels have no row for it"}
     for status, count in figures["statuses"].items():
-        lines.append(f"| {status} | {count} | {meanings.get(status, '')} |")
+        lines.append(f"| {status} | {count} | {STATUS_WORDS.get(status, '')} |")
     lines += [f"| **sum** | **{figures['num_videos']}** | every manifest row |", ""]
     if strips:
         lines += [
             "## Strips",
             "",
-            "Frames in time order with their emotion scores; the bars are scaled to the highest "
+            "Frames in time order with their emotion scores. The bars are scaled to the highest "
             "score of the strip.",
             "",
         ]
@@ -281,8 +283,8 @@ def _accuracy_lines(figures: Mapping[str, Any]) -> list[str]:
     lines.append("")
     if (error := figures["expected_calibration_error"]) is not None:
         lines += [
-            f"Expected calibration error: {error:.3f}, over all videos with probabilities, also "
-            "those whose label was withheld.",
+            f"Expected calibration error: {error:.3f}, over all videos with probabilities, "
+            "including those whose label was withheld.",
             "",
         ]
     lines += _abstaining_lines(figures)
@@ -305,10 +307,10 @@ def _accuracy_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _abstaining_lines(figures: Mapping[str, Any]) -> list[str]:
-    """What withholding unsure labels gives, at most a line for each coverage that occurs."""
+    """Table of coverage and accuracy by --abstain-below, one line per distinct coverage."""
     lines = [
         f"{_percent(figures['coverage'])} of the labelled videos have a label "
-        f"({figures['labels'][UNCERTAIN]} are `{UNCERTAIN}`). What other limits would give:",
+        f"({figures['labels'][UNCERTAIN]} are `{UNCERTAIN}`). Other limits give:",
         "",
         "| --abstain-below | videos with a label | accuracy among them |",
         "|---:|---:|---:|",
@@ -329,7 +331,7 @@ def _percent(share: float | None) -> str:
 
 
 def summary_line(figures: Mapping[str, Any]) -> str:
-    """What a job prints at its end, as JSON on one line."""
+    """The figures that a job prints at its end, as one line of JSON."""
     brief = {"videos": figures["num_videos"], "statuses": figures["statuses"]}
     if "all_videos" in figures:
         brief |= {name: figures["all_videos"][name] for name in ("accuracy", "uar", "macro_f1")}

@@ -1,7 +1,8 @@
-"""The frames of one person for a strip, with pictures from the video (the paper's Figure 5)."""
+"""Strips of frames: choose one person's frames and decode their images (the paper's Figure 5)."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,28 @@ from caan.errors import StorageError, VideoError, redact
 from caan.media.sandbox import Sandbox
 from caan.media.stills import thumbnails
 from caan.report.config import StripConfig
-from caan.report.plots import StripFrame
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StripFrame:
+    """One frame of a strip: its image and what the head gives for it."""
+
+    picture: np.ndarray | None
+    """uint8 [H, W, 3] RGB, upright; None if the image could not be decoded."""
+    pts_seconds: float
+    """Presentation time since the video's start."""
+    emotion_score: float
+    """The head's attention weight of the frame (paper eq. 3), at least 0."""
+    label: str
+    """The frame's own most probable emotion; empty if unknown."""
+    box: tuple[float, float, float, float] | None
+    """The face, x0, y0, x1, y1 as shares 0..1 of the image's width and height."""
+
+
 class StripMaker:
-    """Makes strips one after the other; videos are decoded in a sandboxed child."""
+    """Make one strip after the other; videos are decoded in a sandboxed child."""
 
     def __init__(self, config: StripConfig) -> None:
         self._config = config
@@ -32,9 +48,9 @@ class StripMaker:
     def frames(
         self, row: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]
     ) -> list[StripFrame]:
-        """Frames of a manifest row from one person's rows of frame_scores in time order.
+        """Frames of a manifest row from one person's rows of frame_scores, in time order.
 
-        Even over time, the highest emotion score among them.
+        They are evenly spaced; the one nearest to the highest emotion score is replaced by it.
         """
         if not scores:
             return []
@@ -59,9 +75,9 @@ class StripMaker:
     def pictures(
         self, row: Mapping[str, Any], times_seconds: Sequence[float]
     ) -> list[np.ndarray | None]:
-        """Pictures uint8 [H, W, 3] RGB of a manifest row at these times; None where they fail.
+        """Images uint8 [H, W, 3] RGB of a manifest row at these times.
 
-        A video that moved or broke since it was labelled must not cost the strip its scores.
+        All are None if the video cannot be read any more; the strip then shows the scores alone.
         """
         config = self._config
         try:
@@ -70,12 +86,12 @@ class StripMaker:
                     self._sandbox.run(thumbnails, path, list(times_seconds), config.picture_pixels)
                 )
         except (VideoError, StorageError, FileNotFoundError) as error:
-            logger.warning("no pictures of %s: %s", redact(row["uri"]), error)
+            logger.warning("the strip of %s shows no images: %s", redact(row["uri"]), error)
             return [None] * len(times_seconds)
 
 
 def most_probable(score: Mapping[str, Any]) -> str:
-    """The emotion with the highest probability in a row; empty without probabilities."""
+    """The emotion with the highest probability in a row; empty if it has no probabilities."""
     probabilities = dict(score["probabilities"] or ())
     return max(probabilities, key=lambda name: probabilities[name]) if probabilities else ""
 

@@ -8,6 +8,7 @@ head, for the shipped face network or for other `--weights`.
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 import tyro
@@ -15,10 +16,12 @@ import tyro
 from caan.starter.face_recipe import RecipeConfig, train
 from caan.starter.head_recipe import HeadConfig, make_head
 
+Commands = dict[str, Callable[..., RecipeConfig | HeadConfig]]
+
 
 def main() -> None:
     """Run the recipe that the command line names."""
-    commands = {"all": RecipeConfig, "head": HeadConfig}
+    commands: Commands = {"all": RecipeConfig, "head": HeadConfig}
     options = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if isinstance(options, RecipeConfig):

@@ -12,7 +12,7 @@ from caan.starter.learner import Learner
 
 
 def smoothed(labels: Tensor, smoothing: float) -> Tensor:
-    """Labels int64 [N] as probabilities [N, K]; the share `smoothing` is spread over all emotions."""
+    """Labels int64 [N] as probabilities [N, K]; `smoothing` is spread over all emotions."""
     told = functional.one_hot(labels, len(EMOTIONS)).float()
     return told * (1 - smoothing) + smoothing / len(EMOTIONS)
 

@@ -13,7 +13,7 @@ from caan import storage
 from caan.errors import InputError
 from caan.report import evaluation, label_run, plots, report
 from caan.report.config import ReportConfig, StripConfig
-from caan.report.strips import StripMaker
+from caan.report.strips import StripFrame, StripMaker
 from caan.schema import (
     EMOTIONS,
     FRAME_SCORES_SCHEMA,
@@ -170,7 +170,7 @@ def test_a_video_that_cannot_be_read_any_more_keeps_its_strip(tmp_path: Path) ->
     row = {"uri": str(tmp_path / "gone.mp4"), "size_bytes": 1}
     with StripMaker(StripConfig()) as maker:
         assert maker.pictures(row, [0.0, 1.0]) == [None, None]
-    frame = plots.StripFrame(picture=None, pts_seconds=0.0, emotion_score=0.0, label="", box=None)
+    frame = StripFrame(picture=None, pts_seconds=0.0, emotion_score=0.0, label="", box=None)
     assert plots.strip_plot([frame], "a $title$ with [marks]").startswith(b"\x89PNG")
 
 
