@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 NO_PREDICTION = -1
 """Stands for "no label" in arrays of predicted emotion indices."""
@@ -140,33 +139,9 @@ def mcnemar_exact(right_a: ArrayLike, right_b: ArrayLike) -> float:
     only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
     if only_a + only_b == 0:
         return 1.0
+    from scipy.stats import binomtest  # takes a second, and most evaluations compare nothing
+
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def paired_bootstrap(
-    right_a: ArrayLike,
-    right_b: ArrayLike,
-    *,
-    num_samples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of accuracy(a) - accuracy(b) over resampled videos, both bool [V].
-
-    The difference depends on a resample only through how many videos each side alone got right,
-    which is multinomial: so samples are drawn as counts, whatever the number of videos.
-    """
-    right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
-    num_videos = len(right_a)
-    if num_videos == 0:
-        return float("nan"), float("nan")
-    only_a, only_b = (right_a & ~right_b).mean(), (~right_a & right_b).mean()
-    counts = np.random.default_rng(seed).multinomial(
-        num_videos, [only_a, only_b, max(0.0, 1 - only_a - only_b)], size=num_samples
-    )
-    differences = (counts[:, 0] - counts[:, 1]) / num_videos
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def summarise(matrix: np.ndarray, emotions: Sequence[str]) -> dict[str, Any]:

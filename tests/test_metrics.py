@@ -113,13 +113,3 @@ def test_mcnemar_counts_only_the_videos_on_which_two_runs_differ() -> None:
     expected = 2 * (1 + 10 + 45) / 2**10
     assert metrics.mcnemar_exact(a, b) == pytest.approx(expected)
     assert metrics.mcnemar_exact(a, a) == 1.0
-
-
-def test_paired_bootstrap_brackets_the_difference_and_is_reproducible() -> None:
-    rng = np.random.default_rng(1)
-    b = rng.random(500) < 0.5
-    a = b | (rng.random(500) < 0.2)
-    low, high = metrics.paired_bootstrap(a, b)
-    assert 0 < low < (a.mean() - b.mean()) < high < 0.2
-    assert metrics.paired_bootstrap(a, b) == (low, high)
-    assert metrics.paired_bootstrap(b, b) == (0.0, 0.0)

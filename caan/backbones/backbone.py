@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         is_random: bool = False,
         colours: Colours | None = None,
         size_pixels: int = 224,
-        relu: bool = False,
+        rectify: bool = False,
         dtype: torch.dtype = torch.float32,
         metadata: dict[str, str] | None = None,
         map_layer: nn.Module,
@@ -59,7 +59,8 @@ class Backbone(nn.Module):
         self.metadata = metadata or {}
         """What the maker of the weights noted, such as the split that fine-tuning has seen."""
         self.size_pixels = size_pixels
-        self.relu = relu
+        self.rectify = rectify
+        """Whether vectors go through a ReLU at the end: fc6 as Caffe and the paper count it."""
         self.dtype = dtype
         """What the network computes in."""
         self.colours = colours
@@ -92,7 +93,7 @@ class Backbone(nn.Module):
         if self.colours is None:
             return self.network(pictures)
         vectors_BD = self.network(self.prepare(pictures)).float()
-        return vectors_BD.relu() if self.relu else vectors_BD
+        return vectors_BD.relu() if self.rectify else vectors_BD
 
     def with_map(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors as `forward`, and the maps float32 [B, C, H, W] that they were made from.

@@ -6,7 +6,6 @@ Legend: B pictures, H and W picture sides, C channels, D features.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,14 +70,6 @@ def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
         names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
         network = vgg_of(load_state(found, names))
         identity, metadata = f"{config.name}:sha256:{found.sha256}", found.metadata
-    if not config.relu:
-        identity += ":before-relu"
-    if config.legacy_mean_order:
-        if config.name != "vggface":
-            raise InputError("`legacy_mean_order` is for the backbone `vggface` only")
-        red, green, blue = colours.mean
-        colours = replace(colours, mean=(blue, green, red))
-        identity += ":legacy-mean-order"
     return Backbone(
         network,
         name=config.name,
@@ -88,7 +79,7 @@ def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
         is_random=is_random,
         colours=colours,
         size_pixels=32 * network.grid,
-        relu=config.relu,
+        rectify=True,
         dtype=choose_precision(config.precision, device),
         metadata=metadata,
         map_layer=network.features,

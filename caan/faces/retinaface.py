@@ -19,11 +19,7 @@ from retinaface.model.retinaface_pth_model import RetinaFace
 
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
-from caan.faces.detection import (
-    DetectorConfig,
-    Face,
-    faces_in_picture,
-)
+from caan.faces.detection import DetectorConfig, Face, faces_in_picture
 
 ANCHORS = {
     32: np.array([[-248, -248, 263, 263], [-120, -120, 135, 135]], np.float32),

@@ -1,6 +1,7 @@
 """From the output of a head to logits, probabilities and labels of videos."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.features.packed import Videos
 from caan.models.config import RULES
 from caan.models.head import FrameBatch, Head, HeadOutput
 from caan.schema import UNCERTAIN
@@ -65,11 +65,30 @@ def blinded(model: Head, frames: FrameBatch, modality: str) -> FrameBatch:
     return frames._replace(context_BTE=mean_D.expand(*frames.mask_BT.shape, -1))
 
 
-def check_dimensions(model: Head, videos: Videos) -> None:
-    """Say so if a head and features do not fit together.
+class VectorSizes(Protocol):
+    """The sizes of the vectors and maps that some features hold."""
+
+    @property
+    def face_dim(self) -> int:
+        """Numbers per face vector."""
+        ...
+
+    @property
+    def context_dim(self) -> int:
+        """Numbers per context vector."""
+        ...
+
+    @property
+    def maps(self) -> Mapping[str, np.ndarray]:
+        """pool5 maps [N, C, H, W] by modality."""
+        ...
+
+
+def check_dimensions(model: Head, videos: VectorSizes) -> None:
+    """Check that a head fits the features.
 
     Raises:
-        InputError: the vectors have another size than the head was made for.
+        InputError: the vectors or maps have another size than the head was made for.
     """
     for modality in model.modalities:
         wanted = getattr(model, f"standardize_{modality}").scale_D.numel()

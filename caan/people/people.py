@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from caan.arrow import flat_list, numbers
-from caan.faces.detection import LONE_MIN_SCORES, LONE_SECONDS, Box, Policy, iou
+from caan.faces.build import DETECTORS, LONE_SECONDS
+from caan.faces.detection import Box, Policy, iou
 from caan.people.config import TrackConfig
 from caan.people.detections import DROPPED, Detections, Frames
 from caan.people.tracking import follow_faces, select_people
@@ -128,7 +129,7 @@ def false_faces(
     """Which rows are false faces, that is lone faces with a low score: bool [N].
 
     A face is lone if no other frame within `LONE_SECONDS` has a face. A lone face needs a score of
-    `LONE_MIN_SCORES`. Any other face needs only the detector's own lowest score.
+    the detector's `lone_min_score`. Any other face needs only the detector's own lowest score.
 
     Source: our choice, after the two thresholds of hysteresis in edge detection.
     """
@@ -137,7 +138,8 @@ def false_faces(
     place = np.searchsorted(times, own)
     nearest = np.minimum(own - times[place - 1], times[place + 1] - own)
     is_false = np.zeros(len(seen), bool)
-    is_false[seen] = (nearest > LONE_SECONDS) & (scores[seen] < LONE_MIN_SCORES.get(detector, 0.0))
+    lone_min_score = DETECTORS[detector].lone_min_score
+    is_false[seen] = (nearest > LONE_SECONDS) & (scores[seen] < lone_min_score)
     return is_false
 
 

@@ -2,11 +2,11 @@
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
-from botocore.exceptions import BotoCoreError
 
 from caan.errors import StorageError, redact
 from caan.storage.paths import s3fs_filesystem
@@ -29,7 +29,7 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         raise StorageError(
             f"access denied while {doing} `{name}`: check the permissions or the AWS credentials."
         ) from error
-    except (OSError, pa.ArrowInvalid, BotoCoreError) as error:
+    except _storage_errors() as error:
         text = redact(" ".join(str(error).split()))
         if _is_denied(text) or ("flush response stream" in text and _may_not_read(name)):
             raise StorageError(
@@ -64,9 +64,18 @@ def _may_not_read(uri: str) -> bool:
         s3fs_filesystem().cat_file(uri, start=0, end=1)
     except PermissionError:
         return True
-    except (OSError, BotoCoreError):
+    except _storage_errors():
         return False
     return False
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """What the file systems raise; botocore's own error only once s3fs has imported botocore.
+
+    That import takes 0.3 s, and only s3:// paths need it.
+    """
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, pa.ArrowInvalid, *([botocore.BotoCoreError] if botocore else []))
 
 
 def _is_denied(text: str) -> bool:

@@ -14,7 +14,7 @@ from caan import storage
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.gpu_detection import FaceCropper
-from caan.faces.detection import GPU_DETECTORS
+from caan.faces.build import DETECTORS
 from caan.media.config import Decoder
 from caan.outputs import commits
 from caan.outputs.layout import SUCCESS, Shard
@@ -127,7 +127,7 @@ class Pipeline:
         """Run the stages over the shard's segments that Ray's checkpoint does not name."""
         sizes = self._sizes()
         has_gpu = sizes.embedder_gpus > 0
-        detect_on_gpu = has_gpu and self.config.detector in GPU_DETECTORS
+        detect_on_gpu = has_gpu and DETECTORS[self.config.detector].runs_on_gpu
         context = ray.data.DataContext.get_current()
         context.checkpoint_config = ray.data.checkpoint.CheckpointConfig(
             id_column="segment_id",
