@@ -7,11 +7,12 @@ annotator votes several times on one video, the last vote counts.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import krippendorff
 import numpy as np
 
+from caan.annotation.config import TieRule
 from caan.errors import InputError
 
 HEIV_TABLE_1 = {
@@ -27,9 +28,6 @@ HEIV_TABLE_1 = {
 
 HEIV_SHARES = {"male": 64, "female": 36, "child": 10, "teenager": 11, "adult": 79}
 """Percent of HEIV's videos by gender and age range (paper Section 3.2)."""
-
-
-TieRule = Literal["drop", "first_vote", "label_order"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from caan.annotation import agreement
 from caan.annotation.agreement import Vote
 from caan.annotation.clips import Clip, cut
 from caan.annotation.server import make_server
+from caan.annotation.votes import read_votes
 from caan.errors import DecodeFailed, InputError
 from caan.schema import EMOTIONS, MANIFEST_SCHEMA, table_of
-from jobs.annotate import Job, main, read_votes
+from jobs.annotate import Job, main
 from jobs.runtime.cli import run_job
 from tests.support.browser import find_chromium, open_page
 
