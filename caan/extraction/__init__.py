@@ -1,1 +1,1 @@
-"""Videos -> features: the stages, without Ray."""
+"""Videos -> features: the stages of a run, without Ray."""

@@ -1,15 +1,15 @@
-"""Which tries at a segment cost a worker or a decoding child: kept in files beside the plan."""
+"""Tries at a segment whose worker or decoding child died, kept in files beside the plan."""
 
 from caan import storage
 from caan.errors import Crashed, VideoError
 
 
 class AttemptLog:
-    """Counts tries in files, so that a video that costs workers or children is given up.
+    """Count tries in files, so that a video on which workers or children die is given up.
 
-    A try leaves `<segment_id>.<n>`, which is removed when it came to its end: what is left are
-    tries that took the worker with them. A try that cost its child leaves `<segment_id>.<n>.failed`
-    with status and error, which counts for the whole video. Both outlive the run.
+    A try writes `<segment_id>.<n>` and removes it at its end. Files that are left belong to tries
+    whose worker died. A try whose child died writes `<segment_id>.<n>.failed` with status and
+    error, which counts for the whole video. Both stay after the run.
     """
 
     def __init__(self, folder: str, max_attempts: int) -> None:
@@ -17,10 +17,10 @@ class AttemptLog:
         self.max_attempts = max_attempts
 
     def begin(self, segment_id: str) -> str:
-        """Note a try; gives its name.
+        """Note a try; return its name.
 
         Raises:
-            VideoError: all tries are used up; with the status and text of the last failure.
+            VideoError: no try is left; with the status and text of the last failure.
         """
         names = storage.list_names(self.folder)
         video = segment_id.rpartition("-")[0]
@@ -39,11 +39,11 @@ class AttemptLog:
         return name
 
     def fail(self, name: str, error: VideoError) -> None:
-        """The try cost the child."""
+        """Note that the child died in this try."""
         said = {"status": error.status, "error": str(error)}
         storage.write_json(storage.join(self.folder, f"{name}.failed"), said)
         self.end(name)
 
     def end(self, name: str) -> None:
-        """The try came to its end."""
+        """Forget a try that ended."""
         storage.delete(storage.join(self.folder, name))

@@ -1,7 +1,7 @@
-"""The cascade: key frames are looked at first, and stretches without a face are not decoded.
+"""The cascade: search key frames for faces first, and do not decode stretches without a face.
 
-Which stretches are wanted depends on the video's key frames alone, not on how it was cut into
-segments. What this costs is known: a face that comes and goes between two looks is not found.
+Which stretches are wanted depends on the video's key frames alone, not on the segments. A face that
+appears only between two searched key frames is missed.
 """
 
 from dataclasses import dataclass
@@ -9,39 +9,41 @@ from dataclasses import dataclass
 import numpy as np
 
 LOOK_SECONDS = 2.0
-"""At most one look in each cell of this length: some codecs have nothing but key frames."""
+"""Length of a cell, in each of which at most one key frame is searched (one look): some codecs have
+only key frames."""
 
 GAP_SECONDS = 12.0
-"""A longer stretch between two looks is wanted whatever they show. Encoders' usual groups of
-pictures (250 at 24 to 30 per second) last 8 to 11 seconds."""
+"""A stretch between two looks that is longer than this is wanted in any case. Usual groups of
+pictures of encoders (250 at 24 to 30 per second) last 8 to 11 seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeCounts:
-    """What looking first spared in one segment, and what it took."""
+    """What the cascade saved in one segment, and what it cost."""
 
     frames_looked: int = 0
     """Key frames that were decoded and searched for faces."""
     frames_sampled: int = 0
-    """Frames of the grid that were then decoded and searched."""
+    """Frames of the grid that were decoded and searched after that."""
     frames_skipped: int = 0
-    """Frames of the grid that were not."""
+    """Frames of the grid that were not decoded."""
     skipped_seconds: float = 0.0
-    """Video time of those that no looked key frame stands for either."""
+    """Video time of the skipped frames that no searched key frame replaces."""
     seconds_look_decode: float = 0.0
-    """Time that decoding the key frames took."""
+    """Time to decode the key frames."""
     seconds_look_detect: float = 0.0
-    """Time that searching them took."""
+    """Time to search them for faces."""
 
 
 def wanted(
     look_seconds: np.ndarray, has_face: np.ndarray, end_seconds: float, grid_seconds: np.ndarray
 ) -> np.ndarray:
-    """Whether each grid time is to be sampled, bool [N], from the looks in order of time.
+    """Whether each grid time is sampled, bool [N], from the looks in order of time.
 
-    A stretch between two looks is wanted if either shows a face, or if it is longer than
-    `GAP_SECONDS`; the time before the first look always. `end_seconds` is where the stretch after
-    the last look ends: the next key frame, the video's end, or infinity where neither is known.
+    A stretch between two looks is wanted if either shows a face or if it is longer than
+    `GAP_SECONDS`. The time before the first look is always wanted. `end_seconds` is the end of the
+    stretch after the last look: the next key frame, the video's end, or infinity if neither is
+    known.
     """
     if not len(look_seconds):
         return np.ones(len(grid_seconds), bool)
@@ -52,16 +54,16 @@ def wanted(
 
 
 def ranges_of(is_wanted: np.ndarray, first_index: int) -> list[tuple[int, int]]:
-    """Runs of wanted grid frames, each as its first index and its number of frames."""
+    """Ranges of wanted grid frames: first index and number of frames."""
     edges = np.flatnonzero(np.diff(is_wanted.astype(np.int8), prepend=0, append=0))
     return [(first_index + int(a), int(b - a)) for a, b in edges.reshape(-1, 2)]
 
 
 def estimated_savings(decode: dict[str, float]) -> dict[str, float | None] | None:
-    """What a run's cascade spared, from the decoding stage's totals; None where none was on.
+    """What a run's cascade saved, from the totals of the decoding stage; None without a cascade.
 
-    The time that the skipped frames would have taken is their number times the mean of the frames
-    of this run that were decoded and searched; less what the looks took. None where none was.
+    Saved time is the number of skipped frames times the mean time of the frames that this run
+    decoded and searched, less the time of the looks. It is None if the run decoded no frame.
     """
     if "frames_looked" not in decode:
         return None

@@ -1,4 +1,4 @@
-"""Probes listed videos in the sandbox: the headers that the manifest records."""
+"""Probe listed videos in the sandbox: read the headers that the manifest records."""
 
 from collections import Counter
 from typing import Any
@@ -21,7 +21,7 @@ PROBE_BYTES = 2 << 30
 
 
 def probe_uri(uri: str) -> dict[str, Any]:
-    """The manifest's probe columns of one file; runs in the sandboxed child.
+    """Probe one file for the manifest's columns; runs in the sandboxed child.
 
     Raises:
         VideoError: the file is no readable video.
@@ -36,7 +36,7 @@ def probe_uri(uri: str) -> dict[str, Any]:
 
 
 class IndexProber:
-    """Rows of the manifest -> the same rows with the probe's columns and a status."""
+    """Rows of the manifest -> the same rows with the probed columns and a status."""
 
     def __init__(self) -> None:
         self.sandbox = Sandbox(time_limit_seconds=PROBE_SECONDS, memory_limit_bytes=PROBE_BYTES)

@@ -1,1 +1,1 @@
-"""Video files: opened safely, decoded in a sandbox, sampled by presentation time."""
+"""Video files: open them safely, decode in a sandbox, sample by presentation time."""

@@ -1,7 +1,7 @@
-"""Opens a media file so that nothing else is opened, and decodes its video stream forward.
+"""Open one media file and nothing else, and decode its video stream forward.
 
-FFmpeg gets a Python file object without a name and may not open anything by itself; only demuxers
-of self-contained files are allowed.
+FFmpeg gets a Python file object without a name and may not open other files. Only demuxers of
+self-contained files are allowed.
 """
 
 from collections import deque
@@ -38,31 +38,31 @@ ALLOWED_DEMUXERS = (
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "flv", "asf"),
     *("mpeg", "mpegts", "ogg", "mxf", "ivf", "gif"),
 )
-"""Demuxers of files that hold everything themselves: no playlist, no image sequence, no device."""
+"""Demuxers of self-contained files: no playlist, no image sequence, no device."""
 
 MAX_PIXELS = 8192 * 8192
-"""Largest picture that is decoded; 200 MB as RGB."""
+"""Most pixels of an image that is decoded; 200 MB as RGB."""
 
 MAX_STILL_SECONDS = 3600
-"""Longest time between two pictures; a longer one is taken for a damaged timestamp."""
+"""Longest time between two images; a longer one counts as a damaged timestamp."""
 
 _READ_BYTES = 64 * 1024
 KEY_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video", "mjpeg", "vp8", "vp9", "av1")
-"""Codecs whose key frames are whole pictures by themselves."""
+"""Codecs whose key frames can be decoded alone."""
 
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg4", "mpeg2video")
 _MIN_BYTES_PER_SECOND = 20
 
 
 IsUnneeded = Callable[[int, int], bool]
-"""Whether a picture at the first pts is of no use once there is one at the second."""
+"""Whether an image at the first pts is not needed because there is one at the second."""
 
 
 class _OneFile:
-    """A file without a name, so that FFmpeg can judge it by its content only.
+    """A file without a name: FFmpeg recognises its format by the content only.
 
-    FFmpeg takes a failed read for the end of the file; so that storage out of reach is not called
-    a damaged video, the failure is kept.
+    FFmpeg treats a failed read as the end of the file. The failure is kept, so that unreachable
+    storage is not reported as a damaged video.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -78,11 +78,11 @@ class _OneFile:
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
-    raise Unreadable(f"the file refers to another one: {url[:200]}")
+    raise Unreadable(f"the file refers to another file, which is not opened: {url[:200]}")
 
 
 class MediaFile:
-    """One open file and its video stream, decoded forward with one thread."""
+    """One open file and its first video stream, decoded forward with one thread."""
 
     stream: VideoStream
     time_base: Fraction
@@ -113,7 +113,7 @@ class MediaFile:
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        """What kept the file from being read, whatever FFmpeg made of it."""
+        """Raise the failed read, whatever error FFmpeg made of it."""
         failure = self._reads.failure
         if failure is not None and self.path:
             raise Unreadable(f"cannot be read: {self.path} ({failure.strerror})") from failure
@@ -121,7 +121,7 @@ class MediaFile:
             raise failure
 
     def close(self) -> None:
-        """Closes what this object opened; a file object given stays open."""
+        """Close what this object opened; a file object that was passed in stays open."""
         if self._container is not None:
             self._container.close()
         if self.path:
@@ -158,7 +158,7 @@ class MediaFile:
         if context is None or not self.time_base:
             raise DecodeFailed("FFmpeg has no decoder for the video stream")
         if context.width * context.height > MAX_PIXELS:
-            raise TooLarge(f"pictures of {context.width}x{context.height} are not decoded")
+            raise TooLarge(f"images of {context.width}x{context.height} are not decoded")
         for stream in self.container.streams:
             if stream is not self.stream:
                 stream.discard = Discard.all
@@ -170,33 +170,36 @@ class MediaFile:
 
     @property
     def container(self) -> InputContainer:
-        """PyAV's object, for what a header says."""
+        """PyAV's container, for fields of the header."""
         assert self._container is not None
         return self._container
 
     def rewind(self) -> None:
-        """Opens the file again: the one way back to the start that every demuxer has."""
+        """Go back to the start by opening the file again, which works for every demuxer."""
         if not self._is_at_start:
             self.container.close()
             self._open()
 
     def seek(self, pts: int) -> bool:
-        """Goes to a key frame near `pts`, before it if the demuxer can; False if it cannot seek."""
+        """Seek to a key frame near `pts`, before it if the demuxer can; False if it cannot seek."""
         self._is_at_start = False
         try:
             self.container.seek(pts, stream=self.stream)
         except FFmpegError:
             return False
-        # Flushing forgets how far pictures are reordered; hierarchical B-frames would be lost.
+        # Flushing resets the depth of reordering; without it hierarchical B-frames are lost.
         self.stream.codec_context.reorder_depth = self._reorder_depth
         self._needs_key = True
         return True
 
     def pictures(self, is_unneeded: IsUnneeded | None = None) -> Iterator[tuple[int, VideoFrame]]:
-        """(pts, picture) from here on, with rising pts, perhaps without those that are not needed.
+        """(pts, image) from here on, with rising pts; images that are not needed may be left out.
 
-        Packets before the first good one may be damaged (a recording may begin anywhere). Damage
-        after it ends the video: all pictures shown before it come, then `DecodeFailed`.
+        Packets before the first good one may be damaged: a recording may begin anywhere. Damage
+        after it ends the video.
+
+        Raises:
+            DecodeFailed: at the damage, after all images shown before it.
         """
         last_pts: int | None = None
         step = round(1 / (self.stream.average_rate or 25) / self.time_base)
@@ -226,7 +229,7 @@ class MediaFile:
                 self._needs_key = False
                 pts = packet.pts
                 if is_unneeded is not None and pts is not None:
-                    # Pictures that no other refers to need not be decoded.
+                    # Images that no other image refers to need not be decoded.
                     unneeded = any(is_unneeded(pts, later) for later in sent_pts)
                     context.skip_frame = "NONREF" if unneeded else "DEFAULT"
                     if not packet.is_discard:
@@ -245,7 +248,7 @@ class MediaFile:
             raise
 
     def _pictures_held_back(self, damaged_pts: int | None) -> list[VideoFrame]:
-        """What the decoder still holds of the time before the damage."""
+        """Images before the damage that the decoder still holds."""
         try:
             held = self.stream.codec_context.decode(None)
         except FFmpegError:
@@ -259,9 +262,9 @@ class MediaFile:
     def pictures_from(
         self, pts: int, start_pts: int, is_unneeded: IsUnneeded | None = None
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """As `pictures`, beginning with one at or before `pts`, unless that is the very first."""
+        """As `pictures`, from an image at or before `pts` on, else from the video's first."""
         second = round(1 / self.time_base)
-        # In a program stream few packets have a time, and a seek makes up the first ones.
+        # In a program stream few packets have a time; the first after a seek are guessed.
         back = 10 * second if self.container.format.name == "mpeg" else 0
         while pts - back > start_pts and self.seek(pts - back):
             pictures = self.pictures(is_unneeded)
@@ -270,7 +273,7 @@ class MediaFile:
                 yield first
                 yield from pictures
                 return
-            # The demuxer went beyond, or leading pictures of an open GOP were lost.
+            # The demuxer went too far, or leading images of an open GOP were lost.
             back = max(2 * back, second)
         self.rewind()
         yield from self.pictures(is_unneeded)
@@ -278,16 +281,16 @@ class MediaFile:
     def key_pictures(
         self, pts: int, start_pts: int, is_wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, VideoFrame | None]]:
-        """(pts, picture) of key frames from one at or before `pts` on, if there is one.
+        """(pts, image) of key frames, from one at or before `pts` on if there is one.
 
         Nothing else is decoded: other packets, and key frames that are not wanted, come with None.
 
         Raises:
-            DecodeFailed: the codec or the container does not let key frames stand alone.
+            DecodeFailed: the codec or the container has no key frames that can be decoded alone.
         """
         if self.stream.codec.canonical_name not in KEY_CODECS:
             name = self.stream.codec.canonical_name
-            raise DecodeFailed(f"key frames of {name} do not stand alone")
+            raise DecodeFailed(f"key frames of {name} cannot be decoded alone")
         if pts <= start_pts or not self.seek(pts) or not self._is_key_at_or_before(pts):
             self.rewind()
         elif not self.seek(pts):
@@ -320,19 +323,19 @@ class MediaFile:
         for frame in frames:
             if frame.pts == packet.pts and not frame.is_corrupt:
                 return frame
-        raise DecodeFailed(f"the key frame at {packet.pts} gives no picture")
+        raise DecodeFailed(f"the key frame at {packet.pts} gives no image")
 
     def first_picture(self) -> tuple[int, VideoFrame]:
-        """(pts, picture) of the video's first picture, on a file just opened."""
+        """(pts, image) of the video's first image; the file must have just been opened."""
         for pts, picture in self.pictures():
             if picture.width * picture.height > MAX_PIXELS:
-                raise TooLarge(f"pictures of {picture.width}x{picture.height} are not decoded")
+                raise TooLarge(f"images of {picture.width}x{picture.height} are not decoded")
             return pts, picture
-        # Some decoders alone know the size, and refuse without saying why.
-        raise DecodeFailed(f"no picture can be decoded: damaged, or larger than {MAX_PIXELS} px")
+        # Some decoders refuse a large image without naming the reason.
+        raise DecodeFailed(f"no image can be decoded: damaged, or larger than {MAX_PIXELS} px")
 
     def last_pts(self, start_pts: int) -> int:
-        """The last packet's presentation time: at the header's end, or else by reading them all."""
+        """Presentation time of the last packet: from the file's end, else from all packets."""
         length = self.stream.duration
         if length is None and self.container.duration:
             length = round(Fraction(self.container.duration, av.time_base) / self.time_base)
@@ -352,11 +355,11 @@ class MediaFile:
                 if end is None or end < packet.pts <= end + limit:
                     end = packet.pts
         except DecodeFailed:
-            pass  # the end of what can be read is the end
+            pass  # the last readable packet is the end
         return end
 
     def packets(self) -> "Iterator[Packet[VideoStream]]":
-        """Packets of the video stream from here on, in the order of decoding."""
+        """Packets of the video stream from here on, in decoding order."""
         self._is_at_start = False
         try:
             yield from self.container.demux(self.stream)
@@ -365,14 +368,14 @@ class MediaFile:
 
 
 def as_video_error(error: FFmpegError, kind: type[VideoError], what: str) -> VideoError:
-    """The given kind of error, or `OutOfMemory` where FFmpeg could not allocate."""
+    """An error of this kind, or `OutOfMemory` if FFmpeg could not allocate."""
     if isinstance(error, MemoryError):
         return OutOfMemory(f"FFmpeg could not allocate memory ({what})")
     return kind(f"{what}: {error.strerror}")
 
 
 def orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """Clockwise quarter turns that make the picture upright, and whether to mirror it before."""
+    """Clockwise quarter turns that make the image upright, and whether to mirror it before."""
     matrix = cast(SideDataContainer, frame.side_data).get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
         return 0, False

@@ -1,11 +1,11 @@
-"""Runs a function in a warm child process under a time and a memory limit.
+"""Run a function in a warm child process under a time and a memory limit.
 
-A decoder may hang, crash or eat memory on a hostile file. The child costs its own call only: it is
-killed, the call raises, and the next call has a new child.
+A decoder may hang, crash or use all memory on a hostile file. Then the child is killed, the call
+raises, and the next call gets a new child.
 
-Why not multiprocessing or pebble: their `spawn` imports the parent's main module again, which in a
-Ray worker or under `python -m jobs.extract` brings ray and torch into the child, and neither
-watches the child's memory. Here the child is a plain interpreter that talks over one pipe.
+multiprocessing and pebble are not used: their `spawn` imports the parent's main module again, which
+in a Ray worker or under `python -m jobs.extract` loads ray and torch in the child. Neither limits
+the child's memory. Here the child is a plain interpreter that communicates over one pipe.
 """
 
 import ctypes
@@ -29,14 +29,14 @@ from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError
 Result = TypeVar("Result")
 
 POLL_SECONDS = 0.05
-"""Time between two looks at the child's memory: in it a loop can take some 200 MB."""
+"""Time between two checks of the child's memory; a loop can allocate some 200 MB in it."""
 
 RECYCLE_SHARE = 0.5
-"""A child that keeps more than this share of the memory between what it had when ready and its
-limit is replaced after the call: libraries leak, and the next video must not pay for it."""
+"""A child is replaced after a call if it keeps more than this share of the memory between what it
+had when ready and its limit. Libraries leak, and the leak must not count against the next video."""
 
 START_LIMIT_SECONDS = 300.0
-"""Longest time for a child to start and run its initializer, which may load a network."""
+"""Longest time for a child to start and to run its initializer, which may load a network."""
 
 _GRACE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -47,11 +47,11 @@ _CHILD_CODE = (
 
 
 class Sandbox:
-    """One child process that runs one call at a time; started at the first call.
+    """One child process that runs one call at a time. It starts at the first call.
 
-    Functions, arguments and results are pickled; a function must live at the top level of a module
-    that the child can import (not `__main__`). Results of tens of megabytes are fine: the pipe
-    carries about 1 GB/s. Closing it, or the end of this process by any cause, ends the child.
+    Functions, arguments and results are pickled. A function must be at the top level of a module
+    that the child can import (not `__main__`). Results may have tens of megabytes: the pipe carries
+    about 1 GB/s. The child ends when the sandbox is closed or this process ends, for any reason.
     """
 
     def __init__(
@@ -62,10 +62,14 @@ class Sandbox:
         *,
         max_calls: int | None = None,
     ) -> None:
-        """`initializer` runs once per child; a child is replaced after `max_calls` calls.
+        """Keep the limits; no child starts yet.
 
-        `memory_limit_bytes` is on the child's resident memory. A second limit on its address space
-        (twice that, over what it has when ready) stops one huge allocation between two looks.
+        Args:
+            initializer: runs once per child.
+            time_limit_seconds: limit on one call.
+            memory_limit_bytes: limit on the child's resident memory. Its address space may grow by
+                twice that after it is ready, which stops one huge allocation between two checks.
+            max_calls: a child is replaced after so many calls; None: never.
         """
         self._initializer = initializer
         self._time_limit_seconds = time_limit_seconds
@@ -82,7 +86,7 @@ class Sandbox:
 
     @property
     def child_pid(self) -> int | None:
-        """The child's process id; None where there is no child now."""
+        """The child's process id; None if there is no child now."""
         return self._child.process.pid if self._child else None
 
     def run(
@@ -91,17 +95,17 @@ class Sandbox:
         *args: object,
         time_limit_seconds: float | None = None,
     ) -> Result:
-        """What `function(*args)` returns in the child; what it raises is raised here.
+        """Return what `function(*args)` returns in the child, and raise what it raises.
 
         Raises:
-            TimedOut: it ran longer than the limit (this call's, or else the sandbox's).
-            OutOfMemory: the child went over its memory limit, or could not allocate.
+            TimedOut: it ran longer than the limit (this call's, else the sandbox's).
+            OutOfMemory: the child exceeded its memory limit, or could not allocate.
             Crashed: the child died; the message names the signal or the exit code.
         """
         limit = self._time_limit_seconds if time_limit_seconds is None else time_limit_seconds
         with self._lock:
             if self._child is not None and self._child.process.poll() is not None:
-                self._stop()  # it died between two calls, which no video can be blamed for
+                self._stop()  # it died between two calls, through no fault of a video
             if self._child is None:
                 self._start()
             result = self._ask(function, args, limit)
@@ -116,7 +120,7 @@ class Sandbox:
         return child.resident_bytes() > child.ready_bytes + RECYCLE_SHARE * room
 
     def close(self) -> None:
-        """Ends the child, at once if it is idle."""
+        """End the child, at once if it is idle."""
         with self._lock:
             self._stop()
 
@@ -139,7 +143,7 @@ class Sandbox:
     def _ask(
         self, function: Callable[..., Any], args: tuple[object, ...], limit_seconds: float
     ) -> Any:
-        """The child's answer, or the reason why there is none."""
+        """Return the child's answer, or raise the reason why there is none."""
         assert self._child is not None
         child = self._child
         payload = pickle.dumps((function, args, limit_seconds), pickle.HIGHEST_PROTOCOL)
@@ -161,7 +165,7 @@ class Sandbox:
             self._stop()
             raise Crashed(f"the child {reason}") from error
         except BaseException:
-            self._stop()  # interrupted: an answer still to come must not meet the next call
+            self._stop()  # interrupted: a late answer must not reach the next call
             raise
         if ok:
             return value
@@ -172,10 +176,10 @@ class Sandbox:
 
 
 class _Child:
-    """The process, its pipe, and a thread that lives exactly as long.
+    """The process, its pipe, and a thread that lives as long as the process.
 
-    The kernel's parent-death signal follows the thread that started a process, and Ray's threads
-    come and go; so the child is started from a thread of its own, which then waits for it.
+    The kernel sends the parent-death signal when the thread that started a process ends, and Ray's
+    threads end at any time. So a thread of its own starts the child and then waits for it.
     """
 
     def __init__(self) -> None:
@@ -207,7 +211,7 @@ class _Child:
         try:
             return self._info.memory_info().rss
         except psutil.NoSuchProcess:
-            return 0  # its end shows on the pipe
+            return 0  # the pipe reports its end
 
     def death(self) -> str:
         self._keeper.join(_GRACE_SECONDS)
@@ -233,14 +237,14 @@ def _start_child(connection: Connection) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[fd],
-        # One child is one core's work: detectors built with OpenMP would else spin on all cores.
+        # One child uses one core; detectors built with OpenMP would otherwise use all.
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
 
 
 def _serve(fd: int, parent_pid: int) -> None:
-    """The child's life: set-up, then one call after another until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    """Main loop of the child: one call after another until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the child
     _die_with_parent(parent_pid)
     connection = Connection(fd)
     try:
@@ -264,10 +268,10 @@ def _answer(connection: Connection, request: bytes) -> None:
     answer: tuple[bool, object]
     try:
         function, args, limit_seconds = pickle.loads(request)
-        # The kernel ends a child whose parent died and left it in an endless loop.
+        # The kernel ends a child that is in an endless loop when its parent dies.
         signal.setitimer(signal.ITIMER_REAL, limit_seconds + _GRACE_SECONDS)
         answer = True, function(*args)
-    except Exception as error:  # whatever it is belongs to the caller
+    except Exception as error:  # any error is raised in the caller
         error.add_note("In the sandbox:\n" + traceback.format_exc())
         answer = False, error
     finally:

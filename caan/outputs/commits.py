@@ -1,11 +1,16 @@
-"""Makes sure of what a shard's checkpoint says, whatever was killed in the middle of a commit.
+"""Reconcile a shard's checkpoint with its rows after a crash.
 
-For each block of rows Ray Data writes `<id>.pending.parquet` with the names of its segments, then
-`<id>-<n>.parquet` with the rows, and renames the first to `<id>.parquet`: committed. When it starts
-again it deletes the rows of what is pending. It does not see that a commit can be both: a rename
-on S3 is a copy and a deletion, and a task whose node was lost writes a committed block anew. A kill
-then leaves rows that are deleted, or half of them, and that count as done. And a writer that
-outlives its driver for a moment adds rows that nobody committed.
+Ray Data commits a block of rows in three steps:
+
+1. write `<id>.pending.parquet` with the ids of the block's segments,
+2. write `<id>-<n>.parquet` with the rows,
+3. rename the first file to `<id>.parquet`.
+
+When it starts again, it deletes the rows of pending blocks. Two cases are not covered:
+
+- A block can be pending and committed: a rename on S3 is a copy and a deletion, and a task whose
+  node was lost writes a committed block again. Its segments count as done and its rows are deleted.
+- A writer that lives a moment longer than its driver adds rows that are not committed.
 """
 
 import logging
@@ -23,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 _PENDING = ".pending.parquet"
 READERS = 16
-"""Files that are read at the same time."""
+"""Number of files that are read at the same time."""
 
 
 def undo_unfinished(shard: Shard) -> None:
-    """Take back every commit that is pending, so that its segments are done again."""
+    """Undo every pending commit, so that its segments are processed again."""
     checkpoint = _checkpoint_files(shard)
     pending = {name for name in checkpoint if name.endswith(_PENDING)}
     if not pending:
@@ -35,7 +40,7 @@ def undo_unfinished(shard: Shard) -> None:
     rows = _row_files(shard)
     for name in pending:
         commit = name.removesuffix(_PENDING)
-        # In this order: after a kill in between, the pending file is there to do it again.
+        # The pending file goes last: after a kill in between, this is repeated.
         if committed := checkpoint.get(f"{commit}.parquet"):
             storage.delete(committed)
         for uri in rows.get(commit, ()):
@@ -44,7 +49,7 @@ def undo_unfinished(shard: Shard) -> None:
 
 
 def to_do(shard: Shard) -> tuple[int, float]:
-    """How many segments of a shard are not committed, and their seconds of video."""
+    """Number of segments of a shard that are not committed, and their seconds of video."""
     plan = storage.read_table(shard.plan, ["segment_id", "start_seconds", "end_seconds"])
     committed = pa.array([i for ids in _committed(shard).values() for i in ids], pa.string())
     left = plan.filter(pc.invert(pc.is_in(plan["segment_id"], committed)))
@@ -53,10 +58,9 @@ def to_do(shard: Shard) -> tuple[int, float]:
 
 
 def settle(shard: Shard) -> int:
-    """Make rows and commits agree, each segment once; gives how many segments are still to do.
+    """Make rows and commits agree; return the number of segments that are not committed.
 
-    Rows without a commit are deleted, and so are commits without rows, and whatever holds a segment
-    a second time.
+    Deletes rows without a commit, commits without rows, and commits that repeat a segment.
     """
     undo_unfinished(shard)
     committed = _committed(shard)
@@ -64,7 +68,7 @@ def settle(shard: Shard) -> int:
     seen: set[str] = set()
     for commit, ids in sorted(committed.items()):
         if commit not in rows or not seen.isdisjoint(ids):
-            logger.warning("taking back commit %s of %s", commit, shard.folder)
+            logger.warning("undoing commit %s of %s", commit, shard.folder)
             storage.delete(storage.join(_checkpoint_folder(shard), f"{commit}.parquet"))
             del committed[commit]
         else:
@@ -77,7 +81,7 @@ def settle(shard: Shard) -> int:
 
 
 def _committed(shard: Shard) -> dict[str, list[str]]:
-    """The segments of every commit that is not pending."""
+    """Segment ids of every commit that is not pending."""
     files = _checkpoint_files(shard)
     names = [name for name in files if not name.endswith(_PENDING)]
 
@@ -102,7 +106,7 @@ def _checkpoint_files(shard: Shard) -> dict[str, str]:
 
 
 def _row_files(shard: Shard) -> dict[str, list[str]]:
-    """The files of rows by the commit that they belong to."""
+    """Files of rows by the commit to which they belong."""
     found = defaultdict(list)
     if storage.exists(shard.folder):
         for file in storage.list_files(shard.folder):

@@ -1,8 +1,8 @@
-"""Deletes the rows of single videos from every table of an output folder.
+"""Delete the rows of single videos from every table of an output folder.
 
-Each file is written anew beside its place and then put in its place, so a reader sees the old
-table or the new one; run.json is written last. After an interruption the same command goes on, and
-to run it twice changes nothing. No job may write to the folder meanwhile.
+Each file is replaced as a whole: a reader sees the old table or the new one. run.json is written
+last. After an interruption the same command continues; a second run changes nothing. No job may
+write to the folder meanwhile.
 """
 
 import csv
@@ -33,26 +33,26 @@ class Forgotten:
     num_rows: int = 0
     """Rows of Parquet tables, CSV and JSON Lines."""
     files: list[str] = field(default_factory=list)
-    """Files of these videos alone, such as previews, and left-overs of killed writes."""
+    """Files of these videos alone, such as previews, and remains of killed writes."""
     mentions: list[str] = field(default_factory=list)
-    """Files that still name the videos, which a job must write again (reports)."""
+    """Files that still name the videos, such as reports; a job must write them again."""
 
 
 def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
     """Delete all rows and files of these videos under `output`.
 
-    Old versions in a bucket with versioning, models trained on the videos, and manifests elsewhere
-    are untouched: a run from a manifest that still names a video makes its rows anew.
+    Old versions in a bucket with versioning, models trained on the videos, and manifests in other
+    places stay. A run from a manifest that still names a video writes its rows again.
 
     Raises:
-        InputError: no ids, an id that is none, or no run.json in `output`.
-        StorageError: storage is out of reach or denies access.
+        InputError: no ids, a malformed id, or no run.json in `output`.
+        StorageError: storage is not reachable or denies access.
     """
     if not video_ids:
         raise InputError("--video-ids names no video: give one or more ids.")
     for video_id in video_ids:
         if not re.fullmatch(r"[\w.-]{4,}", video_id):
-            raise InputError(f"--video-ids `{video_id}` is no id: copy it from the manifest.")
+            raise InputError(f"--video-ids `{video_id}` is not an id: copy it from the manifest.")
     run_file = storage.join(output, "run.json")
     if not storage.exists(run_file):
         raise InputError(
@@ -85,7 +85,7 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
 
 
 def _filter_table(uri: str, video_ids: Sequence[str]) -> int:
-    """Rows removed from one Parquet file; it stays, with its schema, even without rows."""
+    """Remove the videos' rows from one Parquet file; return their number. The file stays."""
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     if "video_id" in table.column_names:
         drop = pc.is_in(table["video_id"], value_set=pa.array(video_ids, pa.string()))
@@ -101,7 +101,7 @@ def _filter_table(uri: str, video_ids: Sequence[str]) -> int:
 
 
 def _filter_text(uri: str, video_ids: Sequence[str]) -> int:
-    """Rows removed from a CSV with a header, or from JSON Lines."""
+    """Remove the videos' rows from a CSV with a header or from JSON Lines; return their number."""
     text = storage.read_bytes(uri).decode()
     if uri.endswith(".csv"):
         reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -126,7 +126,7 @@ def _filter_text(uri: str, video_ids: Sequence[str]) -> int:
 
 
 def counts_of(output: str, record: dict[str, Any]) -> dict[str, Any]:
-    """What run.json counts, from the tables as they are."""
+    """Counts of run.json, from the tables as they are now."""
     manifest = storage.read_table(storage.join(output, "manifest.parquet"), ["video_id"])
     of_videos: dict[str, list[str]] = {}
     columns = ["video_id", "attempt", "status"]

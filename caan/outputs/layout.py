@@ -1,12 +1,12 @@
-"""Output folders of extract and label: plan, parts, fingerprint, and how they are read back.
+"""Layout of an output folder of extract and label: open, plan, read back.
 
     OUTPUT/run.json                              config, fingerprint, weights, counts, seconds
     OUTPUT/manifest.parquet                      the manifest as it was
-    OUTPUT/plan/attempt=0/shard-00000.parquet    the segments to do
+    OUTPUT/plan/attempt=0/shard-00000.parquet    the segments to process
     OUTPUT/<name>/attempt=0/shard-00000/*.parquet, _SUCCESS    a row per segment
     OUTPUT/state/                                checkpoints and tries of unfinished shards
 
-A retry writes under the next attempt=<n>; a segment's row is the one of its highest attempt.
+A retry writes under the next attempt=<n>. The row of a segment is that of its highest attempt.
 """
 
 import platform
@@ -28,7 +28,7 @@ SUCCESS = "_SUCCESS"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One run of the stages: a part of the plan and where its rows go."""
+    """A part of the plan, which the stages process in one go, and the place of its rows."""
 
     output: str
     """The output folder."""
@@ -55,7 +55,7 @@ class Shard:
 
     @property
     def state(self) -> str:
-        """Folder of its checkpoint and tries, gone when it is finished."""
+        """Folder of its checkpoint and tries; deleted when the shard is finished."""
         return storage.join(self.output, "state", f"attempt={self.attempt}-shard-{self.number:05d}")
 
     def is_finished(self) -> bool:
@@ -64,10 +64,10 @@ class Shard:
 
 
 def open_output(output: str, config: dict[str, Any], fingerprint: str, on_change: str) -> None:
-    """Make sure that `output` is new, or was begun with the same config.
+    """Check that `output` is new or was begun with the same config; with `recompute` empty it.
 
     Raises:
-        InputError: it holds something else, or output of another config and `on_change=error`.
+        InputError: it holds other files, or the output of another config and `on_change=error`.
     """
     storage.check_writable(output)
     run_file = storage.join(output, "run.json")
@@ -85,15 +85,15 @@ def open_output(output: str, config: dict[str, Any], fingerprint: str, on_change
             ]
             raise InputError(
                 f"`{output}` was made with other options: {', '.join(changed) or 'unknown'}. "
-                "Use another --output, or `--on-change recompute` to make it anew."
+                "Use another --output, or `--on-change recompute` to compute it again."
             )
-        # run.json goes last: after a kill in between, the same command knows whose folder it is.
+        # run.json goes last: after a kill in between, the same command recognises the folder.
         for file in _files(output):
             if file.uri != storage.normalise(run_file):
                 storage.delete(file.uri)
         storage.delete(output)
     elif any(not f.uri.rpartition("/")[2].startswith(".") for f in _files(output)):
-        raise InputError(f"`{output}` is not empty and holds no run of ours: use another --output.")
+        raise InputError(f"`{output}` has files but no run.json: use another --output.")
     storage.write_json(
         run_file,
         {"fingerprint": fingerprint, "fingerprint_of": config, "is_complete": False},
@@ -105,7 +105,7 @@ def _files(folder: str) -> list[storage.StoredFile]:
 
 
 def existing_shards(output: str, name: str) -> list[Shard]:
-    """The shards that have a plan, in order."""
+    """Shards that have a plan, in order."""
     found = []
     for file in _files(storage.join(output, "plan")):
         if match := re.search(r"/attempt=(\d+)/shard-(\d+)\.parquet$", file.uri):
@@ -123,11 +123,13 @@ def extend_plan(
     recompute_changed: bool = False,
     watched: Sequence[str] = WATCHED,
 ) -> list[Shard]:
-    """Write the plan's new segments as shards, and with `retry_failed` the failed ones again.
+    """Write the new segments of `plan` as shards; return all shards.
+
+    With `retry_failed` failed videos get a new attempt, with `recompute_changed` changed ones.
 
     Raises:
-        InputError: a video changed since an earlier plan, by its columns `watched`, unless
-            `recompute_changed`.
+        InputError: a video changed since an earlier plan, in one of its columns `watched`, and
+            `recompute_changed` is off.
     """
     shards = existing_shards(output, name)
     done = None
@@ -184,7 +186,7 @@ def failed_videos(output: str, name: str) -> set[str]:
 
 
 def part_files(output: str, name: str) -> list[str]:
-    """The Parquet files of a table, over all attempts and shards."""
+    """Parquet files of a table, of all attempts and shards."""
     return [
         file.uri for file in _files(storage.join(output, name)) if file.uri.endswith(".parquet")
     ]
@@ -197,12 +199,10 @@ def latest_segments(
     *,
     only: list[str] | None = None,
 ) -> Iterator[pa.Table]:
-    """The table's rows file by file, each segment once: the row of its highest attempt.
+    """The table's rows, file by file; each segment once, by the row of its highest attempt.
 
-    `only` names the files to read; they must hold every row of the videos that are wanted.
-
-    A video that was retried comes from its latest attempt alone, so a changed file that has fewer
-    segments now leaves none of its old ones.
+    `only` names the files to read; they must hold every row of the wanted videos. All rows of a
+    video are those of its latest attempt: old segments of a file that is now shorter are left out.
 
     Raises:
         InputError: there is no such table in `output`.
@@ -234,7 +234,7 @@ def latest_segments(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the results depend on."""
+    """Versions of the packages on which the results depend."""
     names = (
         "ray",
         "torch",

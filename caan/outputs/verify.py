@@ -1,33 +1,29 @@
-"""Proves that an output of extract or label, or a manifest, is whole; says what is not.
+"""Check that an output of extract or label, or a manifest, is complete and consistent.
 
-Everything is read: every page of every part file is decompressed and its checksum compared where it
-has one, one part file in memory at a time.
+Everything is read, one part file in memory at a time: every page of every part file is
+decompressed, and its checksum is compared if it has one.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from caan import config as configs
 from caan import storage
 from caan.errors import InputError, redact
 from caan.outputs import layout
+from caan.outputs.findings import PTS_TOLERANCE_SECONDS, Findings, has_schema, read_part
 from caan.outputs.layout import Shard
+from caan.outputs.verify_labels import check_labels
 from caan.schema import (
-    FRAME_SCORES_SCHEMA,
     GOOD_STATUSES,
-    LABELS_SCHEMA,
     MANIFEST_SCHEMA,
     PLAN_SCHEMA,
     STATUSES,
-    UNCERTAIN,
-    WINDOWS_SCHEMA,
     features_schema,
     segment_scores_schema,
     video_status,
@@ -36,47 +32,18 @@ from caan.schema import (
 TABLES = {"extract": "features", "label": "segment_scores"}
 """The table with a row per segment, by the job that writes it."""
 
-SUM_TOLERANCE = 1e-3
-"""Most that probabilities and emotion scores of float32 may differ from a sum of one."""
-
-PTS_TOLERANCE_SECONDS = 1e-6
-
-
-@dataclass
-class Findings:
-    """What was looked at and what is wrong with it."""
-
-    problems: list[str] = field(default_factory=list)
-    """One sentence each."""
-    num_files: int = 0
-    """Part files that were read to their end."""
-    num_videos: int = 0
-    """Videos of the manifest."""
-    num_segments: int = 0
-    """Segments of the latest attempts that were found."""
-    statuses: Counter[str] = field(default_factory=Counter)
-    """Videos by status."""
-
-    def add(self, sentence: str, names: Iterable[object] | None = None) -> None:
-        """Note a problem; with `names` only if there are any, and the first few of them."""
-        if names is None:
-            self.problems.append(sentence)
-        elif found := sorted({str(name) for name in names}):
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            self.problems.append(f"{sentence}: {', '.join(found[:3])}{more}")
-
 
 def verify(path: str) -> Findings:
-    """What is wrong with the output folder of extract or label, or with a manifest, at `path`.
+    """Check the output folder of extract or label, or the manifest, at `path`.
 
     Raises:
-        InputError: nothing is there, or it is something else.
-        StorageError: storage is out of reach or denies access.
+        InputError: there is nothing at `path`, or it is something else.
+        StorageError: storage is not reachable or denies access.
     """
     findings = Findings()
     if path.endswith(".parquet"):
         if not storage.exists(path):
-            raise InputError(f"nothing is at `{redact(path)}`: check --output.")
+            raise InputError(f"there is no file `{redact(path)}`: check --output.")
         _check_manifest(path, findings)
         return findings
     if not storage.exists(storage.join(path, "run.json")):
@@ -96,51 +63,16 @@ def verify(path: str) -> Findings:
     videos = _check_manifest(storage.join(path, "manifest.parquet"), findings)
     of_videos = _check_segments(path, record, videos, findings)
     if record["job"] == "label":
-        findings.statuses = _check_labels(path, record, videos, findings)
+        findings.statuses = check_labels(path, record, videos, findings)
     else:
         findings.statuses = Counter(video_status(found) for found in of_videos.values())
     _check_record(record, findings)
     return findings
 
 
-def _read(uri: str, findings: Findings) -> pa.Table | None:
-    """A whole Parquet file; None, and a problem noted, where it cannot be read to its end."""
-    try:
-        content = storage.read_bytes(uri)
-    except FileNotFoundError:
-        findings.add(f"`{redact(uri)}` is missing")
-        return None
-    try:
-        if not content.startswith(b"PAR1"):  # pyarrow looks at the file's end only
-            raise pa.ArrowInvalid("it does not begin as a Parquet file")
-        source = pa.BufferReader(content)
-        table = pq.ParquetFile(source, page_checksum_verification=True).read()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        findings.add(f"`{redact(uri)}` cannot be read: {reason}")
-        return None
-    findings.num_files += 1
-    return table
-
-
-def _has_schema(table: pa.Table, schema: pa.Schema, uri: str, findings: Findings) -> bool:
-    if table.schema.equals(schema):
-        return True
-    changed = [
-        field.name
-        for field in schema
-        if field.name not in table.column_names or table.schema.field(field.name) != field
-    ]
-    foreign = [name for name in table.column_names if name not in schema.names]
-    names = changed + foreign or ["order of the columns"]
-    findings.add(f"`{redact(uri)}` departs from the schema", names)
-    return False
-
-
 def _check_manifest(uri: str, findings: Findings) -> set[str]:
-    table = _read(uri, findings)
-    if table is None or not _has_schema(table, MANIFEST_SCHEMA, uri, findings):
+    table = read_part(uri, findings)
+    if table is None or not has_schema(table, MANIFEST_SCHEMA, uri, findings):
         return set()
     counts = Counter(table["video_id"].to_pylist())
     findings.add("the manifest names videos twice", (v for v, n in counts.items() if n > 1))
@@ -156,14 +88,14 @@ def _check_manifest(uri: str, findings: Findings) -> set[str]:
 def _check_segments(
     output: str, record: dict[str, Any], videos: set[str], findings: Findings
 ) -> dict[str, list[str]]:
-    """Plan against rows, shard by shard; gives the statuses of each video's segments."""
+    """Compare plan and rows, shard by shard; return the statuses of each video's segments."""
     name = TABLES[record["job"]]
     shards = layout.existing_shards(output, name)
     plans: list[tuple[Shard, pa.Table]] = []
     latest: dict[str, int] = {}
     for shard in shards:
-        plan = _read(shard.plan, findings)
-        if plan is None or not _has_schema(plan, PLAN_SCHEMA, shard.plan, findings):
+        plan = read_part(shard.plan, findings)
+        if plan is None or not has_schema(plan, PLAN_SCHEMA, shard.plan, findings):
             continue
         plans.append((shard, plan))
         for video_id in set(plan["video_id"].to_pylist()):
@@ -210,15 +142,15 @@ def _check_segments(
 def _rows_of_shard(
     files: list[str], record: dict[str, Any], findings: Findings
 ) -> Iterator[dict[str, Any]]:
-    """The rows without their vectors, which are looked at here; frames and faces as arrays."""
+    """Check vectors and boxes; give the rows without them, frames and faces as arrays."""
     for uri in files:
-        table = _read(uri, findings)
+        table = read_part(uri, findings)
         schema = None if table is None else _segment_schema(table, record)
         if table is None or schema is None:
             if table is not None:
                 findings.add(f"`{redact(uri)}` has no vectors: another table")
             continue
-        if not _has_schema(table, schema, uri, findings):
+        if not has_schema(table, schema, uri, findings):
             continue
         frame_ends, frames = _items(table["frames"])
         face_ends, faces = _items(table["faces"])
@@ -247,7 +179,7 @@ def _rows_of_shard(
 
 
 def _segment_schema(table: pa.Table, record: dict[str, Any]) -> pa.Schema | None:
-    """The contract with the dimensions that run.json states, else those of the table."""
+    """Schema with the dimensions of run.json, else the table's; None: the table has no vectors."""
     dims = {}
     for column in ("frames", "faces"):
         if column in table.column_names and pa.types.is_list(table[column].type):
@@ -270,7 +202,7 @@ def _segment_schema(table: pa.Table, record: dict[str, Any]) -> pa.Schema | None
 
 
 def _items(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.StructArray]:
-    """Where each row's items end (from 0), and all items end to end."""
+    """Offsets of each row's items, from 0, and all items end to end."""
     array = column.combine_chunks()
     lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), array.flatten()
@@ -290,9 +222,9 @@ def _check_boxes(faces: pa.StructArray, uri: str, findings: Findings) -> None:
 
 
 def _is_on_grid(row: dict[str, Any], request: dict[str, Any], options: dict[str, Any]) -> bool:
-    """Whether a segment's frames are grid frames of its range, each not after k/fps.
+    """Whether a segment's frames are grid frames of its range, none later than k/fps.
 
-    They are consecutive, unless the cascade left some out.
+    They must be consecutive, unless the cascade skipped some.
     """
     index, pts, fps = row["frame_index"], row["pts"], options["fps"]
     if not len(index):
@@ -313,104 +245,8 @@ def _is_on_grid(row: dict[str, Any], request: dict[str, Any], options: dict[str,
     )
 
 
-def _check_labels(
-    output: str, record: dict[str, Any], videos: set[str], findings: Findings
-) -> Counter[str]:
-    """Labels and frame scores; gives the statuses of the main rows."""
-    rows: Counter[tuple[str, str | None]] = Counter()
-    mains: Counter[str] = Counter()
-    statuses: Counter[str] = Counter()
-    odd, foreign = [], []
-    label_set = {*record["label_set"], UNCERTAIN}
-    for uri in layout.part_files(output, "labels"):
-        table = _read(uri, findings)
-        if table is None or not _has_schema(table, LABELS_SCHEMA, uri, findings):
-            continue
-        for row in table.to_pylist():
-            rows[row["video_id"], row["person_id"]] += 1
-            mains[row["video_id"]] += bool(row["is_main"])
-            statuses[row["status"]] += bool(row["is_main"])
-            if _is_odd(row, label_set):
-                odd.append(row["video_id"])
-            if row["model_id"] not in (None, record.get("model_id")):
-                foreign.append(row["video_id"])
-    found = {video_id for video_id, _ in rows}
-    findings.add("videos have no label row", videos - found)
-    findings.add("label rows name videos that are not in the manifest", found - videos)
-    findings.add("label rows stand twice", (v for (v, _), n in rows.items() if n > 1))
-    findings.add("videos have not exactly one main row", (v for v in found if mains[v] != 1))
-    findings.add("label rows have a foreign status or label, or probabilities not of sum 1", odd)
-    findings.add("label rows are of another model than run.json's", foreign)
-    _check_windows(output, record, set(rows), findings)
-    _check_frame_scores(output, record, set(rows), findings)
-    return +statuses
-
-
-def _is_odd(row: dict[str, Any], label_set: set[str]) -> bool:
-    """Whether a row of labels or windows has a foreign status or label, or wrong probabilities."""
-    if row["status"] not in STATUSES:
-        return True
-    sums = sum(dict(row["probabilities"] or []).values())
-    has_label = row["label"] is not None
-    return has_label and (row["label"] not in label_set or abs(sums - 1) > SUM_TOLERANCE)
-
-
-def _check_windows(
-    output: str, record: dict[str, Any], people: set[tuple[str, str | None]], findings: Findings
-) -> None:
-    """Windows, where the run has any: each of a person in the labels, once, of the run's length."""
-    wanted = record.get("pooling", {}).get("window_seconds", 0.0)
-    files = layout.part_files(output, "windows")
-    if wanted and not files:
-        findings.add("run.json says that there are windows, and there is no table of them")
-    label_set = {*record["label_set"], UNCERTAIN}
-    seen: Counter[tuple[str, str | None, int]] = Counter()
-    odd = []
-    for uri in files:
-        table = _read(uri, findings)
-        if table is None or not _has_schema(table, WINDOWS_SCHEMA, uri, findings):
-            continue
-        for row in table.to_pylist():
-            seen[row["video_id"], row["person_id"], row["window_index"]] += 1
-            length = row["end_seconds"] - row["start_seconds"]
-            if _is_odd(row, label_set) or abs(length - wanted) > PTS_TOLERANCE_SECONDS:
-                odd.append(row["video_id"])
-    findings.add(
-        "windows are of nobody in the labels", (v for v, p, _ in seen if (v, p) not in people)
-    )
-    findings.add("windows stand twice", (v for (v, *_), n in seen.items() if n > 1))
-    findings.add(
-        "windows have a foreign status, label or length, or probabilities not of sum 1", odd
-    )
-
-
-def _check_frame_scores(
-    output: str, record: dict[str, Any], people: set[tuple[str, str | None]], findings: Findings
-) -> None:
-    fps = record["fingerprint_of"]["fps"]
-    sums: dict[tuple[str, str | None], float] = {}
-    off_grid = []
-    for uri in layout.part_files(output, "frame_scores"):
-        table = _read(uri, findings)
-        if table is None or not _has_schema(table, FRAME_SCORES_SCHEMA, uri, findings):
-            continue
-        names = ["video_id", "person_id", "frame_index", "pts_seconds", "emotion_score"]
-        for row in table.select(names).to_pylist():
-            person = row["video_id"], row["person_id"]
-            sums[person] = sums.get(person, 0.0) + (row["emotion_score"] or 0.0)
-            late = row["pts_seconds"] > row["frame_index"] / fps + PTS_TOLERANCE_SECONDS
-            if late or row["pts_seconds"] < 0:
-                off_grid.append(row["video_id"])
-    findings.add("frame scores are of nobody in the labels", (v for v, p in set(sums) - people))
-    findings.add("frame scores are not on the grid", off_grid)
-    findings.add(
-        "emotion scores of a person do not sum to 1",
-        (v for (v, _), total in sums.items() if abs(total - 1) > SUM_TOLERANCE),
-    )
-
-
 def _check_record(record: dict[str, Any], findings: Findings) -> None:
-    """run.json against what was found."""
+    """Compare run.json with what was found."""
     found = {
         "num_videos": findings.num_videos,
         "num_segments": findings.num_segments,
@@ -419,6 +255,6 @@ def _check_record(record: dict[str, Any], findings: Findings) -> None:
     }
     for name, value in found.items():
         if record.get(name) != value:
-            findings.add(f"run.json says {name} {record.get(name)}, and found is {value}")
+            findings.add(f"run.json says {name} {record.get(name)}, but {value} was found")
     if (total := sum(findings.statuses.values())) != findings.num_videos:
         findings.add(f"{findings.num_videos} videos have {total} statuses")

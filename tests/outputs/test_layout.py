@@ -66,7 +66,7 @@ def test_an_output_is_opened_again_with_the_same_config_only(output):
 def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for on_change in ("error", "recompute"):
-        with pytest.raises(InputError, match="is not empty and holds no run of ours"):
+        with pytest.raises(InputError, match="has files but no run"):
             layout.open_output(str(tmp_path), CONFIG, "f", on_change)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -327,7 +327,7 @@ def test_flipped_bytes_are_seen(tmp_path: Path) -> None:
 def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run\.json"):
         verify(str(tmp_path))
-    with pytest.raises(InputError, match="nothing is at"):
+    with pytest.raises(InputError, match="there is no file"):
         verify(str(tmp_path / "manifest.parquet"))
     storage.write_json(tmp_path / "run.json", {"job": "train", "is_complete": True})
     with pytest.raises(InputError, match=r"jobs\.train"):
