@@ -15,13 +15,17 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from caan import config, storage
+from caan import config
 from caan.backbones.config import RANDOM
 from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig
 from caan.training.config import FinetuneConfig
 from jobs.runtime import cli
 from jobs.runtime.options import Limits, Resources
+
+FIRST = ("output", "manifest", "modality", "wider_face", "face_backbone", "context_backbone",
+         "split", "num_workers", "train.epochs", "train.batch_pictures")  # fmt: skip
+"""Options that `--help` shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Job(ExtractionConfig):
 
 def main(job: Job) -> int:
     """Fine-tune; give the exit code."""
+    from caan import storage
     from jobs.runtime.finetune import FinetuneRun
     from jobs.runtime.finetune_backbone import BackboneTraining, finetune_backbone
     from jobs.runtime.finetune_detector import DetectorTraining, train_detector
@@ -92,9 +97,11 @@ def main(job: Job) -> int:
 
 
 def _absolute(path: str) -> str:
+    from caan import storage
+
     is_local = path and path != RANDOM and "://" not in path
     return storage.normalise(path) if is_local else path
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_job(Job, main))
+    sys.exit(cli.run_job(Job, main, first=FIRST))

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.measuring import RESULTS, read_record, write_record
 from caan.experiments import search_report, search_space
+from caan.experiments.config import SearchOptions
 from caan.features.packed import PackedVideos
 from caan.features.splits import Division, divided
 from caan.models.build import build_model
@@ -27,8 +28,8 @@ from caan.training.config import TrainConfig
 from caan.training.loop import fit
 from caan.training.validation import judge
 from jobs.runtime import cluster
-from jobs.runtime.search import Job, collected, configs, search
-from jobs.train import Data
+from jobs.runtime.search import collected, search, trial_configs
+from jobs.runtime.training_data import Data
 
 RESULT = RESULTS / "search.json"
 DIM, FRAMES, CLASSES = 64, 4, 7
@@ -86,7 +87,7 @@ def run_search(
     """One search and the test of its best model."""
     axes = search_space.parse_space(SPACE, "benchmark")
     with tempfile.TemporaryDirectory(prefix="caan-search-") as folder:
-        job = Job(
+        options_of_search = SearchOptions(
             features=("synthetic",),
             output=folder,
             space="",
@@ -100,10 +101,12 @@ def run_search(
             ),
         )
         started = time.perf_counter()
-        trials = collected(search(job, axes, {"synthetic": data}, num_parallel=2, gpus=0.0))
+        trials = collected(
+            search(options_of_search, axes, {"synthetic": data}, num_parallel=2, gpus=0.0)
+        )
         seconds = time.perf_counter() - started
     best = search_report.ranked(trials, METRIC)[0]
-    model, train = configs(job, best.settings)
+    model, train = trial_configs(options_of_search, best.settings)
     head = build_model(model, face_dim=DIM, context_dim=DIM, num_emotions=CLASSES, seed=train.seed)
     fit(head, data.train, data.validation, train)
     return {

@@ -1,6 +1,7 @@
 """Which model with which training: the paper's systems by name, ready to change."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from caan.errors import InputError
 from caan.models.config import ModelConfig
@@ -82,3 +83,27 @@ def recipe(name: str, *, seed: int = 0) -> Recipe:
         raise InputError(f"unknown recipe `{name}`; there are {', '.join([*PRESETS, *RECIPES])}")
     found = RECIPES[name]
     return replace(found, train=replace(found.train, seed=seed))
+
+
+def configure(
+    preset: str, model: ModelConfig, train: TrainConfig, *, seed: int
+) -> tuple[ModelConfig, TrainConfig]:
+    """Apply the options that differ from their defaults to a preset of caan or a head's recipe.
+
+    `preset` counts for the model caan only.
+    """
+    found = recipe(preset if model.name == "caan" else model.name, seed=seed)
+    changed_train = _change(TrainConfig(), train, found.train)
+    return _change(ModelConfig(), model, found.model), replace(changed_train, seed=seed)
+
+
+def _change(default: Any, given: Any, preset: Any) -> Any:
+    """`preset` with the values of `given` that are not those of `default`."""
+    changes: dict[str, Any] = {}
+    for item in fields(given):
+        value, before = getattr(given, item.name), getattr(default, item.name)
+        if is_dataclass(value):
+            changes[item.name] = _change(before, value, getattr(preset, item.name))
+        elif value != before:
+            changes[item.name] = value
+    return replace(preset, **changes)

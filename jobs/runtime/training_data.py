@@ -1,9 +1,9 @@
-"""What jobs.train learns from: features and labels, packed and split, and its configuration."""
+"""What a head is trained on: features and labels, packed and split."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +21,35 @@ from caan.models.config import ModelConfig
 from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
-from caan.training import recipes
-from caan.training.config import TrainConfig
 from jobs.runtime import packing
 
-if TYPE_CHECKING:
-    from jobs.train import Job
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which features and labels are read, and how."""
+
+    features: str
+    """Output folder of jobs.extract; local or s3://."""
+    manifest: str = ""
+    """Labels and splits from another manifest than the features' own."""
+    split: str = "train"
+    """Split to train on; where the manifest names no splits, all labelled videos."""
+    validation_fraction: float = 0.15
+    """Share of the training videos held out; a `val` split of the manifest is used instead."""
+    seed: int = 0
+    """Seed of the validation part and of shuffled labels."""
+    shuffle_labels: bool = False
+    """Deal the training labels out at random."""
+    loader: str = "auto"
+    """memory holds all features on each node, stream reads them from files; auto: as they fit."""
+    memory_limit_gb: float = 0.0
+    """Most vectors that auto holds in memory, in GB; 0: a quarter of this machine's memory."""
+    storage_path: str = ""
+    """Folder that keeps packed files; empty: the run's scratch folder."""
+    pool5_gib: float = 8.0
+    """Most memory for pool5 maps, in GiB."""
+    maps: str = ""
+    """Modality whose pool5 maps are read; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,27 +64,28 @@ class Data:
     """run.json of the features."""
 
 
-def read_data(job: "Job", scratch: Path | None = None) -> Data:
+def read_data(options: DataOptions, scratch: Path | None = None) -> Data:
     """Features and labels, packed and split; in files, with `scratch` for them, if they stream.
 
     Raises:
         InputError: no features, no labels, an unfinished extraction, or fine-tuned backbones that
             are gone or have seen what is to be judged.
     """
-    run_file = storage.join(job.features, "run.json")
+    run_file = storage.join(options.features, "run.json")
     if not storage.exists(run_file):
-        raise InputError(f"`{job.features}` holds no features: it has no run.json.")
+        raise InputError(f"`{options.features}` holds no features: it has no run.json.")
     record = storage.read_json(run_file)
     if not record.get("is_complete") or record.get("job") != "extract":
         raise InputError(
-            f"the features in `{job.features}` are not finished: run the same jobs.extract again."
+            f"the features in `{options.features}` are not finished: run the same jobs.extract "
+            "again."
         )
     finetuned_of(record)  # the model folder will take them along
-    manifest_uri = job.manifest or storage.join(job.features, "manifest.parquet")
+    manifest_uri = options.manifest or storage.join(options.features, "manifest.parquet")
     table = storage.read_table(manifest_uri)
     manifest = check_manifest(table, manifest_uri)
-    seen = leakage.read_beside(job.features)
-    manifest = leakage.honest_splits(manifest, seen, job.split)
+    seen = leakage.read_beside(options.features)
+    manifest = leakage.honest_splits(manifest, seen, options.split)
     record["face_crops"] = record.get("face_crops") or face_crops_of(table)
     labels = [label for label in manifest["label"].to_pylist() if label]
     if not labels:
@@ -70,32 +94,34 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
             "emotions, or give a list with a column `label`."
         )
     label_set = label_set_of(labels)
-    division = Division(split=job.split, fraction=job.validation_fraction, seed=job.seed)
+    division = Division(
+        split=options.split, fraction=options.validation_fraction, seed=options.seed
+    )
     train: PackedVideos | PackedFiles
     validation: PackedVideos | PackedFiles
-    if scratch is not None and _is_streamed(job):
+    if scratch is not None and _is_streamed(options):
         train, validation = packing.packed(
-            job.features,
+            options.features,
             record,
             manifest,
             label_set,
             division,
-            folder=job.storage_path or str(scratch),
+            folder=options.storage_path or str(scratch),
             scratch=scratch,
         )
     else:
         whole = pack_features(
-            layout.latest_segments(job.features, "features", packing.COLUMNS),
+            layout.latest_segments(options.features, "features", packing.COLUMNS),
             manifest,
             label_set,
             no_face=record["config"]["no_face"],
         )
-        if job.model.name == "pool5_attention":
-            whole = _with_maps(job, whole, record, packing.COLUMNS)
+        if options.maps:
+            whole = _with_maps(options, whole, record, packing.COLUMNS)
         train, validation = divided(whole, division)
     check_classes(np.bincount(train.labels_V, minlength=len(train.label_set)), train.label_set)
-    if job.shuffle_labels:
-        rng = np.random.default_rng(job.seed)
+    if options.shuffle_labels:
+        rng = np.random.default_rng(options.seed)
         labels_V = rng.permutation(train.labels_V)
         # Votes would still tell the truth; streamed videos carry none.
         if isinstance(train, PackedVideos):
@@ -105,15 +131,15 @@ def read_data(job: "Job", scratch: Path | None = None) -> Data:
     return Data(train=train, validation=validation, record=record)
 
 
-def _is_streamed(job: "Job") -> bool:
-    if job.model.name == "pool5_attention":
-        if job.loader == "stream":
+def _is_streamed(options: DataOptions) -> bool:
+    if options.maps:
+        if options.loader == "stream":
             raise InputError(
                 "--loader stream reads no pool5 maps, which --model.name pool5_attention needs: "
                 "take --loader memory, or another model."
             )
         return False
-    return packing.is_streamed(job.features, job.loader, job.memory_limit_gb)
+    return packing.is_streamed(options.features, options.loader, options.memory_limit_gb)
 
 
 def check_context(data: Data, model: ModelConfig) -> None:
@@ -128,39 +154,19 @@ def check_context(data: Data, model: ModelConfig) -> None:
 
 
 def _with_maps(
-    job: "Job", packed: PackedVideos, record: dict[str, Any], columns: list[str]
+    options: DataOptions, packed: PackedVideos, record: dict[str, Any], columns: list[str]
 ) -> PackedVideos:
-    modality = configs_of(job)[0].modality
+    modality = options.maps
     shape = record["identity"].get(f"{modality}_pool5_shape")
     if shape is None:
         raise InputError(
             f"--model.name pool5_attention needs pool5 maps of the {modality}, and the features in "
-            f"`{job.features}` have none: extract with `--pool5 {modality}`, or train `caan` with "
-            f"`--model.modality {modality}`, which scores from fc6."
+            f"`{options.features}` have none: extract with `--pool5 {modality}`, or train `caan` "
+            f"with `--model.modality {modality}`, which scores from fc6."
         )
     return add_maps(
         packed,
-        layout.latest_segments(job.features, "features", [*columns, f"{modality}_pool5"]),
+        layout.latest_segments(options.features, "features", [*columns, f"{modality}_pool5"]),
         {modality: shape},
-        max_bytes=int(job.pool5_gib * 2**30),
+        max_bytes=int(options.pool5_gib * 2**30),
     )
-
-
-def configs_of(job: "Job") -> tuple[ModelConfig, TrainConfig]:
-    """The preset with the options that the user changed, seeded."""
-    name = job.preset if job.model.name == "caan" else job.model.name
-    recipe = recipes.recipe(name, seed=job.seed)
-    model = _changed(ModelConfig(), job.model, recipe.model)
-    train = _changed(TrainConfig(), job.train, recipe.train)
-    return model, dataclasses.replace(train, seed=job.seed)
-
-
-def _changed(default: Any, given: Any, preset: Any) -> Any:
-    changes: dict[str, Any] = {}
-    for item in dataclasses.fields(given):
-        value, before = getattr(given, item.name), getattr(default, item.name)
-        if dataclasses.is_dataclass(value):
-            changes[item.name] = _changed(before, value, getattr(preset, item.name))
-        elif value != before:
-            changes[item.name] = value
-    return dataclasses.replace(preset, **changes)

@@ -7,6 +7,7 @@ import pytest
 from caan.errors import InputError
 from caan.experiments import search_space
 from jobs import tune
+from jobs.runtime import search_setup
 
 SPACES = sorted((Path(__file__).resolve().parents[2] / "tune_spaces").glob("*.yaml"))
 JOB = tune.Job(features=("features",), output="search", space="space.yaml")
@@ -14,7 +15,7 @@ JOB = tune.Job(features=("features",), output="search", space="space.yaml")
 
 def checked(text: str) -> tuple[search_space.Axis, ...]:
     axes = search_space.parse_space(text, "s.yaml")
-    search_space.check_space(axes, lambda settings: tune.checked_configs(JOB, settings), "s.yaml")
+    search_space.check_space(axes, lambda settings: search_setup.try_head(JOB, settings), "s.yaml")
     return axes
 
 

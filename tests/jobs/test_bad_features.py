@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from caan import storage
+from caan import config, storage
 from caan.errors import InputError
 from caan.experiments.trials import match_pool5_shape
 from caan.models.checkpoint import CONFIG_FILE
@@ -15,6 +15,8 @@ from caan.models.config import ModelConfig
 from caan.schema import features_schema, table_of
 from jobs import reproduce, train
 from jobs.runtime import cli
+from jobs.runtime.train import TrainRun, is_trained
+from jobs.runtime.training_data import DataOptions, read_data
 from tests.support.stored_features import segment_row, write_features
 
 DIM = 6
@@ -117,10 +119,10 @@ def test_training_reads_the_maps_that_its_model_needs_and_no_others(tmp_path: Pa
     features = features_in(tmp_path / "features", GOOD, {"face": (2, 3, 3), "context": (3, 1, 1)})
     model = ModelConfig(name="pool5_attention", modality="context")
     job = train.Job(features=features, output="unused", model=model)
-    videos = train.read_data(job).train
+    videos = read_data(config.part(DataOptions, job, maps="context")).train
     assert {name: maps.shape for name, maps in videos.maps.items()} == {"context": (32, 3, 1, 1)}
-    assert match_pool5_shape(train.configs_of(job)[0], videos).pool5_shape == (3, 1, 1)
-    assert not train.read_data(replace(job, model=ModelConfig())).train.maps
+    assert match_pool5_shape(job.configs()[0], videos).pool5_shape == (3, 1, 1)
+    assert not read_data(config.part(DataOptions, job)).train.maps
 
 
 def test_unfinished_features_and_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -144,13 +146,13 @@ def test_the_output_of_another_job_is_not_overwritten(
 
 def test_another_model_is_replaced_only_when_asked(tmp_path: Path) -> None:
     output = str(tmp_path / "model")
-    job = train.Job(features="f", output=output)
-    assert not train.is_trained(job, "train-1")
+    run = TrainRun(output=output, options={})
+    assert not is_trained(run, "train-1")
     storage.write_json(storage.join(output, CONFIG_FILE), {})
     with pytest.raises(InputError, match="--on-change recompute"):
-        train.is_trained(job, "train-1")
+        is_trained(run, "train-1")
     storage.write_json(storage.join(output, "run.json"), {"job": "train", "run": "train-1"})
-    assert train.is_trained(job, "train-1")
+    assert is_trained(run, "train-1")
     with pytest.raises(InputError, match="other features, labels or options"):
-        train.is_trained(job, "train-2")
-    assert not train.is_trained(replace(job, on_change="recompute"), "train-2")
+        is_trained(run, "train-2")
+    assert not is_trained(replace(run, on_change="recompute"), "train-2")

@@ -15,6 +15,7 @@ from caan.models import checkpoint
 from caan.training.config import FinetuneConfig
 from jobs import extract, finetune, index, label, train
 from jobs.runtime.options import Resources
+from jobs.runtime.training_data import DataOptions, read_data
 from tests.support.clips import write_clip
 from tests.support.wider import write_wider
 
@@ -80,7 +81,7 @@ def test_a_fine_tuned_backbone_goes_all_the_way_to_labels(
     quick = train.TrainConfig(epochs=2, batch_videos=4)
     assert train.main(train.Job(features=features, output=model, train=quick)) == 0
     held = set(read_beside(features)["face"].held_out)
-    data = train.read_data(train.Job(features=features, output=model))
+    data = read_data(DataOptions(features=features))
     assert set(data.validation.video_ids_V.tolist()) == held
 
     storage.delete(tuned)  # the model takes its backbone along
@@ -94,13 +95,11 @@ def test_a_fine_tuned_backbone_goes_all_the_way_to_labels(
     column = turned.schema.get_field_index("split")
     storage.write_table(turned.set_column(column, "split", [names]), tmp_path / "turned.parquet")
     with pytest.raises(InputError, match="there is no weight file"):
-        train.read_data(train.Job(features=features, output=model))
+        read_data(DataOptions(features=features))
     weights = storage.read_bytes(f"{model}/face_backbone.safetensors")
     storage.write_bytes(f"{tuned}/backbone.safetensors", weights)
     with pytest.raises(InputError, match="6 of the 6 videos of split `test`"):
-        train.read_data(
-            train.Job(features=features, output=model, manifest=str(tmp_path / "turned.parquet"))
-        )
+        read_data(DataOptions(features=features, manifest=str(tmp_path / "turned.parquet")))
 
 
 @pytest.mark.ray

@@ -17,7 +17,9 @@ from caan.models.checkpoint import load_model
 from caan.models.config import ModelConfig
 from caan.training.config import TrainConfig
 from jobs import reproduce, train, tune
-from jobs.runtime.search import Job, callbacks_of, search
+from jobs.runtime.search import callbacks_of, search
+from jobs.runtime.search_setup import check_options, read_features
+from jobs.tune import Job
 from tests.support.feature_files import write_features
 
 DIM, LABELS = 12, ("anger", "joy")
@@ -129,7 +131,7 @@ def test_the_object_store_does_not_fill_with_the_number_of_trials(
     features: str, running_ray: None, tmp_path: Path
 ) -> None:
     job = job_of(features, tmp_path, "train.seed: [0, 1, 2, 3]\n")
-    (data,) = tune.read_data(job).values()
+    (data,) = read_features(job, check_options(job)).values()
     padding = np.zeros((20_000_000 // DIM, DIM), np.float16)
     face_ND = np.concatenate([data.train.face_ND, padding])
     large = dataclasses.replace(data, train=dataclasses.replace(data.train, face_ND=face_ND))
@@ -237,7 +239,7 @@ def test_mlflow_gets_the_trials_or_is_said_to_be_missing(features: str, tmp_path
     job = job_of(features, tmp_path, "train.seed: [1, 2]", mlflow=f"file:{tmp_path}/mlruns")
     if importlib.util.find_spec("mlflow") is None:
         with pytest.raises(InputError, match="needs the package `mlflow`"):
-            tune.check_job(job)
+            check_options(job)
         return
     _, callback = callbacks_of(job, METRIC)
     callback.setup()  # type: ignore[attr-defined]

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from caan import config
 from caan.models.config import ModelConfig
 from caan.training.config import TrainConfig
 from caan.training.loop import fit
-from jobs import train
+from jobs.runtime.train import build_head
+from jobs.runtime.training_data import DataOptions, read_data
 from jobs.train import Job
 from tests.support.feature_files import write_features
 
@@ -45,10 +47,10 @@ def job_of(features: str, output: Path | str, **options: Any) -> Job:
 
 def undisturbed_metrics(job: Job) -> dict[str, Any]:
     """What one worker that nobody disturbs ends with, without Ray."""
-    data = train.read_data(job)
-    model, config = train.configs_of(job)
-    head = train.build_head(data, model, config.seed)
-    result = fit(head, data.train, data.validation, config)
+    data = read_data(config.part(DataOptions, job))
+    model, options = job.configs()
+    head = build_head(data, model, options.seed)
+    result = fit(head, data.train, data.validation, options)
     return {"history": result.history, "validation": result.metrics}
 
 

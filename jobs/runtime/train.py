@@ -1,0 +1,390 @@
+"""Training a head with Ray Train: the workers, their states, and the model folder at the end."""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from tensorboardX import SummaryWriter
+
+from caan import config, storage
+from caan.backbones.weights import finetuned_of
+from caan.errors import InputError
+from caan.experiments.trials import match_pool5_shape
+from caan.extraction.config import ExtractionConfig
+from caan.features.packed import PackedVideos
+from caan.features.packed_files import PackedFiles
+from caan.models import checkpoint
+from caan.models.build import build_model
+from caan.models.checkpoint import LoadedModel, ModelInfo
+from caan.models.config import ModelConfig
+from caan.models.head import Head
+from caan.models.net2net import grow_from
+from caan.outputs import layout
+from caan.training.config import TrainConfig, fingerprint_values
+from caan.training.loop import FitResult, epoch_line, fit, fit_loader, keeps_state
+from jobs.runtime import cluster, packing, relay
+from jobs.runtime.training_data import Data
+
+logger = logging.getLogger(__name__)
+
+SCRATCH = "unfinished"
+"""Folder under the output that a run on several nodes keeps its checkpoints in until it ends."""
+
+STATE_EPOCHS = 5
+"""Epochs between two training states of a run with --storage-path, unless the config says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """Where a training writes, and how it uses the cluster."""
+
+    output: str
+    """Model folder to write; local or s3://."""
+    num_workers: int = 1
+    """Worker processes."""
+    min_workers: int = 0
+    """Fewest workers that a run goes on with when others are lost for good; 0: `num_workers`."""
+    storage_path: str = ""
+    """Folder for the training state, local (shared by all nodes) or s3://; empty: none is kept."""
+    max_failures: int = 3
+    """Lost workers that a run with `storage_path` survives; -1: any number."""
+    on_change: str = "error"
+    """error or recompute, when the output holds a model of other data or options."""
+    tensorboard: str = ""
+    """Local folder for TensorBoard's event files; empty: none."""
+    options: dict[str, Any]
+    """All options of the job, for run.json."""
+
+
+def model_info(data: Data, model: ModelConfig, train: TrainConfig, temperature: float) -> ModelInfo:
+    """What a model folder must know to label videos by itself."""
+    record = data.record
+    extraction = {
+        name: record["config"][name]
+        for name in (item.name for item in dataclasses.fields(ExtractionConfig))
+        if name in record["config"]
+    }
+    identity = record["identity"]
+    return ModelInfo(
+        model=model,
+        label_set=data.train.label_set,
+        face_dim=data.train.face_dim,
+        context_dim=data.train.context_dim,
+        face_backbone=extraction["face_backbone"],
+        context_backbone=extraction["context_backbone"],
+        face_backbone_identity=identity["face_backbone"],
+        context_backbone_identity=identity["context_backbone"],
+        detector=extraction["detector"],
+        detector_identity=identity["detector"],
+        fps=extraction["fps"],
+        face_policy=extraction["face_policy"],
+        no_face=extraction["no_face"],
+        rule=train.rule,
+        temperature=temperature,
+        extraction=tuple(extraction.items()),
+        training=tuple((name, str(value)) for name, value in config.to_dict(train).items()),
+    )
+
+
+def adapt_model(model: ModelConfig, data: Data) -> ModelConfig:
+    """Set what the features decide: a vector for frames without a face, the shape of pool5 maps."""
+    if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
+        model = dataclasses.replace(model, null_face=True)
+    if isinstance(data.train, PackedVideos):
+        model = match_pool5_shape(model, data.train)
+    return model
+
+
+def train_worker(options: dict[str, Any]) -> None:
+    """What each of Ray Train's workers runs."""
+    train: TrainConfig = options["train"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    data: Data = ray.get(options["data"][0])
+    start: ray.train.Checkpoint | None = ray.train.get_checkpoint() or options["start"]
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, cluster.physical_cpus() // world_size))
+    head = build_head(data, options["model"], train.seed, options["init"])
+    if rank == 0 and "progress" in options:
+        relay.say(options["progress"], logger.name)
+    folder = options.get("tensorboard") if rank == 0 else None
+    writer = SummaryWriter(folder) if folder else None
+
+    def report(metrics: dict[str, float], state: Path | None) -> None:
+        if rank == 0:
+            logger.info("%s", epoch_line(metrics, train.epochs))
+        if writer is not None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, int(metrics["epoch"]))
+            writer.flush()
+        if not (options["reports_all"] or keeps_state(train, int(metrics["epoch"]))):
+            return  # Ray keeps metrics with a checkpoint only, and a report makes all workers wait.
+        kept = ray.train.Checkpoint.from_directory(state) if state else None
+        ray.train.report(metrics, checkpoint=kept)
+
+    with contextlib.ExitStack() as stack:
+        resume = Path(stack.enter_context(start.as_directory())) if start else None
+        if resume is not None and (resume / "model").exists():
+            # A run whose driver died after the last epoch has nothing left but to publish.
+            ray.train.report({"epoch": float(train.epochs)}, checkpoint=start if not rank else None)
+            return
+        place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device}
+        progress: dict[str, Any] = {"report": report, "resume": resume}
+        if isinstance(data.train, PackedFiles):
+            loader = packing.loader(data.train, train, head.modalities, world_size)
+            result = fit_loader(
+                head, loader, data.train, data.validation, train, **place, **progress
+            )
+        else:
+            assert isinstance(data.validation, PackedVideos)
+            result = fit(head, data.train, data.validation, train, **place, **progress)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = None
+        if rank == 0:
+            save_result(Path(folder) / "model", head, data, options, result)
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"epoch": float(len(result.history)), **result.metrics}, checkpoint=saved)
+
+
+def save_result(
+    folder: Path, head: Any, data: Data, options: dict[str, Any], result: FitResult
+) -> None:
+    """A complete model folder."""
+    train: TrainConfig = options["train"]
+    info = model_info(data, options["model"], train, result.temperatures.get(train.rule, 1.0))
+    metrics = {
+        "best_epoch": result.best_epoch,
+        "num_train_videos": len(data.train),
+        "num_validation_videos": len(data.validation),
+        "validation": result.metrics,
+        "temperatures": result.temperatures,
+        "history": result.history,
+    }
+    checkpoint.save_model(folder, head, info, metrics=metrics, centroids_KR=result.centroids_KR)
+
+
+def check_workers(run: TrainRun) -> None:
+    """Say so if there cannot be so many workers.
+
+    Raises:
+        InputError: and why.
+    """
+    if run.num_workers < 1:
+        raise InputError(f"--num-workers {run.num_workers}: at least 1.")
+    if not 0 <= run.min_workers <= run.num_workers:
+        raise InputError(
+            f"--min-workers {run.min_workers}: from 0 to the {run.num_workers} of --num-workers."
+        )
+    if 0 < run.min_workers < run.num_workers and not run.storage_path:
+        raise InputError(
+            "--min-workers goes on from the last training state when workers are lost: say with "
+            "--storage-path where to keep it."
+        )
+
+
+def is_trained(run: TrainRun, name: str) -> bool:
+    """Whether the output holds the model of the run of this name.
+
+    Raises:
+        InputError: it holds another job's output, or another model that is not to be replaced.
+    """
+    run_file = storage.join(run.output, "run.json")
+    if storage.exists(run_file):
+        found = storage.read_json(run_file)
+        if found.get("job") != "train":
+            raise InputError(
+                f"`{run.output}` holds the output of jobs.{found.get('job')}: choose another "
+                "--output for the model."
+            )
+        if found.get("run") == name:
+            return True
+    elif not storage.exists(storage.join(run.output, checkpoint.CONFIG_FILE)):
+        return False
+    if run.on_change == "error":
+        raise InputError(
+            f"`{run.output}` holds a model of other features, labels or options: choose another "
+            "--output, or replace it with `--on-change recompute`."
+        )
+    return False
+
+
+def train_model(
+    run: TrainRun,
+    data: Data,
+    model: ModelConfig,
+    train: TrainConfig,
+    start: ray.train.Checkpoint | None = None,
+    init: LoadedModel | None = None,
+) -> None:
+    """Train on the running Ray, from a training state if one is given, and write the model folder.
+
+    Raises:
+        InputError: what `caan.training.loop.fit` refuses.
+    """
+    use_gpu = cluster.num_gpus() >= (run.min_workers or run.num_workers)
+    if run.storage_path and not train.checkpoint_every_epochs:
+        train = dataclasses.replace(train, checkpoint_every_epochs=STATE_EPOCHS)
+    cluster.poll_training_often()
+    is_elastic = 0 < run.min_workers < run.num_workers
+    num_workers: Any = (run.min_workers, run.num_workers) if is_elastic else run.num_workers
+    datasets: dict[str, Any] = {}
+    if isinstance(data.train, PackedFiles):
+        packing.check_slots(run.num_workers, run.storage_path)
+        modalities = build_head(data, model, train.seed).modalities
+        datasets["train"] = packing.rows(data.train, train, modalities)
+    with _scratch(run) as scratch, relay.shown(logger) as latest:
+        filesystem, path = storage.filesystem(run.storage_path or scratch)
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "data": [ray.put(data)],
+                "model": model,
+                "train": train,
+                "init": init,
+                "start": start,
+                "reports_all": False,
+                "tensorboard": run.tensorboard,
+                "progress": latest,
+            },
+            datasets=datasets,
+            dataset_config=ray.train.DataConfig(datasets_to_split=list(datasets)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=run_name(data, model, train, init),
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=run.max_failures if run.storage_path else 0
+                ),
+            ),
+        )
+        result = trainer.fit()
+        if result.checkpoint is None:
+            raise RuntimeError("training ended without a model")
+        with result.checkpoint.as_directory() as folder:
+            name = run_name(data, model, train, init)
+            _publish(Path(folder) / "model", run, data, name)
+
+
+@contextlib.contextmanager
+def _scratch(run: TrainRun) -> Iterator[str]:
+    """A folder for a run's checkpoints that all nodes reach, gone with the run."""
+    if cluster.num_nodes() == 1:
+        with tempfile.TemporaryDirectory(prefix="caan-train-") as folder:
+            yield folder
+        return
+    shared = storage.join(run.output, SCRATCH)
+    storage.delete(shared)
+    try:
+        yield shared
+    finally:
+        storage.delete(shared)
+
+
+def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None) -> str:
+    """Name of a run in its storage: the same for the same data and options, else another."""
+    content = hashlib.sha256()
+    for videos in (data.train, data.validation):
+        content.update("\n".join(videos.video_ids_V).encode())
+        content.update(videos.labels_V.tobytes())
+        if (
+            train.losses.votes_share
+            and isinstance(videos, PackedVideos)
+            and videos.soft_VK is not None
+        ):
+            content.update(videos.soft_VK.tobytes())
+    values = {
+        "features": data.record["fingerprint"],
+        "videos": content.hexdigest(),
+        "model": config.to_dict(model),
+        "train": fingerprint_values(train),
+        "init": init.model_id if init else "",
+        **({"loader": "stream"} if isinstance(data.train, PackedFiles) else {}),
+    }
+    return f"train-{config.fingerprint(values)}"
+
+
+def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
+    """The model to start from, once it is known to fit.
+
+    Raises:
+        InputError: it takes vectors of other backbones, or it cannot grow into this model.
+    """
+    with storage.local_folder(str(checkpoint.STARTER) if uri == "starter" else uri) as folder:
+        source = checkpoint.load_model(folder)
+    for kind in source.head.modalities:
+        own = getattr(source.info, f"{kind}_backbone_identity")
+        found = data.record["identity"][f"{kind}_backbone"]
+        if own != found:
+            raise InputError(
+                f"--init {uri}: that model takes {kind} vectors of {own}, and these features are "
+                f"of {found}: extract with its backbone, or start from another model."
+            )
+    build_head(data, model, 0, source)
+    return source
+
+
+def build_head(
+    data: Data, model: ModelConfig, seed: int, source: LoadedModel | None = None
+) -> Head:
+    """The head for these features, seeded, or grown from another model."""
+    head = build_model(
+        model,
+        face_dim=data.train.face_dim,
+        context_dim=data.train.context_dim,
+        num_emotions=len(data.train.label_set),
+        seed=seed,
+    )
+    if source is not None:
+        grow_from(
+            head,
+            source.head,
+            label_set=data.train.label_set,
+            source_label_set=source.info.label_set,
+        )
+    return head
+
+
+def _publish(folder: Path, run: TrainRun, data: Data, name: str) -> None:
+    info, model_id = checkpoint.read_info(folder)
+    storage.write_json(
+        str(folder / "run.json"),
+        {
+            "job": "train",
+            "run": name,
+            "config": run.options,
+            "fingerprint": info.fingerprint,
+            "model_id": model_id,
+            "features": {"fingerprint": data.record["fingerprint"]},
+            "versions": layout.versions(),
+        },
+    )
+    storage.copy_folder(folder, run.output)
+    for kind, file in finetuned_of(data.record).items():
+        name = checkpoint.BACKBONE_FILE.format(kind)
+        storage.write_bytes(storage.join(run.output, name), file.path.read_bytes())
+    metrics = storage.read_json(storage.join(run.output, "metrics.json"))
+    found = metrics["validation"]
+    logger.info(
+        "%s: best epoch %d of %d, validation %s",
+        run.output,
+        metrics["best_epoch"] + 1,
+        len(metrics["history"]),
+        ", ".join(f"{name} {value:.3f}" for name, value in found.items() if "accuracy" in name),
+    )
