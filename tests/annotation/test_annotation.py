@@ -191,7 +191,7 @@ def test_the_page_takes_one_vote_each_and_none_that_is_no_vote(tmp_path):
 
 
 def long_video(path, seconds=6, fps=10, gop=10):
-    """Pictures whose grey says their number; a key frame each second, B-frames between."""
+    """A video whose frames have their number as grey value; a key frame each second, B-frames."""
     with av.open(str(path), "w") as container:
         options = {"g": str(gop), "crf": "1", "bf": "2", "flags": "+cgop", "sc_threshold": "0"}
         stream = container.add_stream("libx264", rate=fps, options=options)

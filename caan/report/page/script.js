@@ -27,7 +27,7 @@ function svg(tag, attributes, ...children) {
 }
 const dot = name => el("span", { class: "dot", style: `background:${colourOf(name)}` });
 
-// One object per video from the compact rows; a person's place in `people` is its row.
+// One object per video from the compact rows; a person's index in D.people is its `row`.
 const videos = D.videos.map(([id, folder, name, split, truth, duration, preview, link], order) => ({
   order, id, name, folder: D.folders[folder], split: D.splits[split] || "",
   truth: D.labels[truth] || "", duration, people: [],
@@ -166,8 +166,8 @@ function reliability() {
   });
   chart.append(svg("line", { x1: 0, y1: size, x2: size, y2: 0, stroke: "var(--muted)",
     "stroke-dasharray": "4 4" }));
-  $("reliability").append(chart, el("p", { class: "facts" }, "Share of right labels over " +
-    "confidence; on the dashed line confidence means what it says. Expected calibration error " +
+  $("reliability").append(chart, el("p", { class: "facts" }, "Share of right labels by " +
+    "confidence. On the dashed line the two are equal. Expected calibration error " +
     D.calibration_error.toFixed(3) + "."));
 }
 
@@ -177,7 +177,7 @@ function overTime(people) {
       [[person.start, person.end, person.label]] : []));
   const end = spans.reduce((most, span) => Math.max(most, span[1]), 0), bins = 60;
   if (!end) return $("overtime").replaceChildren(el("p", { class: "empty" },
-    "no label with a time among these"));
+    "none of these labels has a time"));
   const totals = Array.from({ length: bins }, () => new Float64Array(D.emotions.length));
   spans.forEach(([start, stop, label]) => {
     if (label >= D.emotions.length) return;
@@ -206,7 +206,7 @@ function overTime(people) {
   chart.addEventListener("pointermove", event => tip(event, event.target.dataset.tip));
   chart.addEventListener("pointerleave", () => tip());
   $("overtime").replaceChildren(chart, el("div", { class: "axis" }, el("span", {}, clock(0)),
-    el("span", {}, "grey: how many people that rests on"), el("span", {}, clock(end))));
+    el("span", {}, "grey: number of people"), el("span", {}, clock(end))));
 }
 
 function tip(event, text) {
@@ -350,7 +350,7 @@ function fill(detail, video) {
   const first = video.people[0];
   detail.append(el("p", { class: "facts" }, [video.folder + video.name,
     video.duration != null && `${clock(video.duration)} long`, video.split &&
-    `split ${video.split}`, first && !first.shares && `${first.frames ?? 0} frames looked at`,
+    `split ${video.split}`, first && !first.shares && `${first.frames ?? 0} sampled frames`,
     ...video.people.map(person => person.error)].filter(Boolean).join(" · ")));
   const source = video.preview || (/\.(mp4|m4v|webm|mov)$/i.test(video.name) ? video.link : null);
   const watch = el("div", { class: "watch" });
@@ -369,7 +369,7 @@ function fill(detail, video) {
   const timelines = lanes(video, detail);
   if (timelines) detail.append(timelines);
   else if (video.people.some(person => person.shares)) detail.append(el("p", { class: "facts" },
-    "No timeline on this page: it has those of some videos only, frame_scores/ has all."));
+    "This page has the timelines of some videos only. frame_scores/ has all."));
   detail.append(...strips(video, detail));
 }
 
@@ -448,7 +448,7 @@ $("filters").addEventListener("input", event => {
     $("max").value = $("min").value;
   if (event.target.id === "max" && Number($("max").value) < Number($("min").value))
     $("min").value = $("max").value;
-  cancelAnimationFrame(waiting);  // one update however fast the typing
+  cancelAnimationFrame(waiting);  // at most one update per drawn frame
   waiting = requestAnimationFrame(update);
 });
 $("filters").addEventListener("submit", event => event.preventDefault());
