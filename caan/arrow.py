@@ -1,11 +1,11 @@
-"""List columns of Arrow tables as NumPy arrays, and back."""
+"""Convert list columns of Arrow tables to NumPy arrays and back."""
 
 import numpy as np
 import pyarrow as pa
 
 
 def picture_stack(pictures: pa.Array, size_pixels: int) -> np.ndarray:
-    """uint8 [N, size, size, 3] over the buffer of a large_binary array, without copying."""
+    """Pictures uint8 [N, size, size, 3] as a view of a large_binary array, without a copy."""
     if not len(pictures):
         return np.zeros((0, size_pixels, size_pixels, 3), np.uint8)
     if isinstance(pictures, pa.ChunkedArray):

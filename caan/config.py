@@ -1,4 +1,4 @@
-"""Configs are frozen dataclasses: to and from JSON, changed by dotted names, with a fingerprint."""
+"""Convert config dataclasses to and from JSON, change options by dotted name, fingerprint them."""
 
 import dataclasses
 import difflib

@@ -1,4 +1,4 @@
-"""What can be wrong with the user's input, with storage and with one video."""
+"""The errors of the project: bad input, storage that fails, and one video that fails."""
 
 import os
 import re
@@ -20,11 +20,11 @@ class InputError(ValueError):
 
 
 class StorageError(Exception):
-    """Storage that stays out of reach after retries, or denies access: stops the job (exit 1)."""
+    """Storage is out of reach after all retries, or denies access; stops the job (exit code 1)."""
 
 
 class VideoError(Exception):
-    """Something wrong with one video: becomes a row with `status`, never stops a job."""
+    """One video fails: it becomes a row with `status` and never stops a job."""
 
     status = "failed"
 

@@ -1,4 +1,4 @@
-"""How well labels agree with the truth, and how sure one can be of it.
+"""Accuracy of labels, with confidence intervals, calibration and comparison of two models.
 
 A confusion matrix here is int64 [K, K] or [K, K + 1]: rows are the true emotion, the first K
 columns the predicted one, and the last column, where there is one, the videos without a prediction.
@@ -77,7 +77,7 @@ def wilson_interval(num_right: int, num_all: int, level: float = 0.95) -> Interv
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """The videos whose confidence lies in one bin: what was promised and what came true."""
+    """The videos whose confidence lies in one bin: mean confidence and accuracy."""
 
     lower: float
     """Lower edge of the bin, 0..1; the upper edge is the next bin's lower edge, or 1."""
@@ -145,7 +145,7 @@ def mcnemar_exact(right_a: ArrayLike, right_b: ArrayLike) -> float:
 
 
 def summarise(matrix: np.ndarray, emotions: Sequence[str]) -> dict[str, Any]:
-    """All figures of a confusion matrix as plain JSON values; what is undefined is None."""
+    """All figures of a confusion matrix as plain JSON values; undefined figures are None."""
     num_right, num_all = int(np.trace(matrix)), int(matrix.sum())
     columns = (("recall", recall), ("precision", precision), ("f1", f1))
     per_emotion: dict[str, dict[str, float | int | None]] = {}

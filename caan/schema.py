@@ -1,4 +1,6 @@
-"""Every table that the jobs exchange, as a `pa.schema`, and the words that stand in them.
+"""Every table that the jobs exchange, as a `pa.schema`, with the emotions, statuses and ids in it.
+
+All schemas are in this one file, so that one place says what every column means.
 
 Boxes are `x0, y0, x1, y1` in pixels of the upright picture at the video's full size. Times are
 seconds since the video's first frame. Vectors are fixed-size lists of float16.

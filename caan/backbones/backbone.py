@@ -1,4 +1,4 @@
-"""A frozen network that turns pictures into vectors, and how it runs."""
+"""Run a frozen network over pictures: preprocessing, batches, precision, memory."""
 
 import ctypes
 import logging
@@ -57,12 +57,12 @@ class Backbone(nn.Module):
         self.is_random = is_random
         """Whether the weights were never trained."""
         self.metadata = metadata or {}
-        """What the maker of the weights noted, such as the split that fine-tuning has seen."""
+        """Notes in the weight file, such as the videos that fine-tuning has seen."""
         self.size_pixels = size_pixels
         self.rectify = rectify
         """Whether vectors go through a ReLU at the end: fc6 as Caffe and the paper count it."""
         self.dtype = dtype
-        """What the network computes in."""
+        """Number type that the network computes in."""
         self.colours = colours
         if colours is not None:
             scale = torch.tensor(colours.deviation) * colours.scale
@@ -71,9 +71,9 @@ class Backbone(nn.Module):
             self.register_buffer("_shift", shift.view(3, 1, 1), persistent=False)
 
     def prepare(self, pictures: Tensor) -> Tensor:
-        """What the network takes [B, C, size, size] of uint8 [B, H, W, 3] RGB pictures.
+        """Input of the network [B, C, size, size] from uint8 RGB pictures [B, H, W, 3].
 
-        The whole picture is stretched to the input size: no part of a frame is cropped away.
+        The whole picture is stretched to the input size; nothing is cropped.
         """
         x_BCHW = pictures.permute(0, 3, 1, 2).float()
         if x_BCHW.shape[2:] != (self.size_pixels, self.size_pixels):
@@ -96,10 +96,13 @@ class Backbone(nn.Module):
         return vectors_BD.relu() if self.rectify else vectors_BD
 
     def with_map(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors as `forward`, and the maps float32 [B, C, H, W] that they were made from.
+        """Vectors as `forward` gives them, and the maps float32 [B, C, H, W] that they come from.
 
-        The map is a VGG's pool5, 512x7x7. The starters have no such layer; theirs is the last
-        map before the mean, 256x3x3 (face), and that before the last 1x1 convolution, 320x7x7.
+        | backbone | map | size |
+        | --- | --- | --- |
+        | VGG | pool5 | 512x7x7 |
+        | starter_face | the last map before the mean | 256x3x3 |
+        | starter_context | the map before the last 1x1 convolution | 320x7x7 |
 
         Source: paper Section 5.1 for pool5; our choice for the starters.
         """
@@ -109,7 +112,7 @@ class Backbone(nn.Module):
         )
         vectors_BD = self(pictures)
         hook.remove()
-        # The starter for faces looks at mirror images too, after the pictures themselves.
+        # starter_face also embeds the middles and mirror images, after the pictures themselves.
         return vectors_BD, seen[0][: len(pictures)].float().contiguous()
 
 
@@ -119,15 +122,13 @@ def embed_pictures(
     batch_size: int,
     maps_NCHW: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Vectors float16 [N, D] of uint8 RGB pictures [N, H, W, 3], and the number of batches taken.
+    """Vectors float16 [N, D] of uint8 RGB pictures [N, H, W, 3], and the number of batches.
 
-    `maps_NCHW`, float16, is filled with the pool5 maps where it is given.
-
-    All batches but the last are full; the mean fill is N / (batches x batch_size). Each vector
-    depends on its own picture only.
+    If `maps_NCHW` (float16) is given, it is filled with the pool5 maps. All batches but the last
+    are full. Each vector depends on its own picture only.
 
     Raises:
-        ValueError: a vector is beyond float16, as overflowing fp16 arithmetic gives.
+        ValueError: a vector does not fit into float16, which overflow in fp16 causes.
     """
     device = next(backbone.parameters()).device
     batches = []
@@ -156,9 +157,9 @@ def embed_pictures(
 def _batches_on(
     device: torch.device, pictures: np.ndarray, batch_size: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Where each batch begins, and its pictures on the device.
+    """The index of each batch's first picture, and its pictures on the device.
 
-    A GPU copies a batch from page-locked memory while it still computes on the ones before.
+    On a GPU, a batch is copied from page-locked memory while the batches before it are computed.
     """
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
     for first in range(0, len(pictures), batch_size):
@@ -168,17 +169,17 @@ def _batches_on(
                 batch = batch.pin_memory().to(device, non_blocking=True)
             computing = torch.cuda.current_stream(device)
             computing.wait_stream(copying)
-            batch.record_stream(computing)  # the copy's memory stays until it was computed with
+            batch.record_stream(computing)  # its memory is freed only after the computation
         yield first, batch
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that networks on the CPU free; whether the C library can.
+    """Make glibc keep the memory that CPU networks free; returns whether that worked.
 
-    A layer of 16 pictures takes up to 200 MB. glibc by itself gives such memory back after each
-    layer and takes it anew for the next, and the page faults were a tenth of VGG16's time and half
-    of MobileNetV2's. For processes that do little else than run networks, in their main thread: the
-    heaps of others are too small for a layer. Other C libraries than glibc are left as they are.
+    A layer of 16 pictures takes up to 200 MB. By default, glibc returns it to the system after each
+    layer and requests it again for the next. These page faults took 10% of VGG16's time and 50% of
+    MobileNetV2's. Call it in the main thread of a process that mostly runs networks: the heaps of
+    other threads are too small for a layer. Other C libraries are not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     trim_threshold, mmap_threshold = -1, -3  # names of malloc.h: M_TRIM_..., M_MMAP_THRESHOLD
@@ -188,10 +189,14 @@ def keep_freed_memory() -> bool:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """What a VGG computes in on `device`: as asked, or what the device is fastest in.
+    """The number type of a VGG on `device`: as asked, or with `auto` the fastest.
 
-    Measured on 2 cores, ms per picture: with AVX-512 bf16 61, fp32 111; with AVX2 only, fp32 190
-    (channels_last; 250 without) and bf16 3,300, so bf16 is for CPUs that have it in silicon.
+    Measured on 2 cores, in ms per picture; `auto` takes bf16 only on CPUs that have it in hardware:
+
+    | CPU | bf16 | fp32 | fp32 without channels_last |
+    | --- | --- | --- | --- |
+    | AVX-512 with bf16 | 61 | 111 | |
+    | AVX2 only | 3,300 | 190 | 250 |
     """
     cpu_has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if precision != "auto":

@@ -1,4 +1,8 @@
-"""BACKBONES: pictures (uint8 RGB) to vectors.
+"""BACKBONES: every backbone by name, and how it is loaded.
+
+To add a backbone: write its network in a file of its own, a `_load_...` function here that returns
+a `Backbone`, and its entry in BACKBONES. If its weights are downloaded, add them to
+`caan.backbones.weights.OFFICIAL_FILES`.
 
 Legend: B pictures, H and W picture sides, C channels, D features.
 """
@@ -29,10 +33,10 @@ the file that they were taken from."""
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
-    """The backbone that `config` names, frozen, in evaluation mode, on `device`.
+    """Load the backbone that `config` names: frozen, in evaluation mode, on `device`.
 
     Raises:
-        InputError: an unknown name or precision, or weights that cannot be had.
+        InputError: an unknown name or precision, or weights that are missing or damaged.
     """
     if config.name not in BACKBONES:
         raise InputError(f"unknown backbone `{config.name}`; there are {', '.join(BACKBONES)}")
@@ -43,7 +47,7 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
     backbone = BACKBONES[config.name](config, device)
     if backbone.is_random:
         logger.warning(
-            "the backbone %s has random weights (seed %d): its vectors carry nothing learned",
+            "the backbone %s has random weights (seed %d): its vectors mean nothing",
             config.name,
             config.seed,
         )
@@ -53,7 +57,7 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
     return backbone.to(device=device).eval().requires_grad_(False)
 
 
-# The kinds -----------------------------------------------------------------------------------
+# Loaders -------------------------------------------------------------------------------------
 
 
 def _load_vgg(config: BackboneConfig, device: torch.device) -> Backbone:
@@ -149,7 +153,7 @@ def _load_starter_context(config: BackboneConfig, device: torch.device) -> Backb
 
 
 def _features_of(weights: WeightFile, layers: nn.Module) -> dict[str, Tensor]:
-    """The tensors `features.*` of a weight file, once they are known to fit these layers."""
+    """The tensors `features.*` of a weight file, checked against the shapes of `layers`."""
     state = load_file(weights.path)
     found = {
         name.removeprefix("features."): tensor
@@ -168,4 +172,4 @@ BACKBONES: dict[str, Callable[[BackboneConfig, torch.device], Backbone]] = {
     "starter_face": _load_starter_face,
     "starter_context": _load_starter_context,
 }
-"""Every backbone by name: loads it for a config and a device."""
+"""The loader of each backbone, by name."""

@@ -16,16 +16,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from caan.schema import EMOTIONS
 
 WEIGHTS = Path(__file__).parents[1] / "starter" / "starter_face.safetensors"
-"""The trained weights beside this file (float16; see MODEL_CARD.md)."""
+"""The trained weights, float16 (see caan/starter/MODEL_CARD.md)."""
 
 INPUT_SIZE_PIXELS = 48
-"""Side to which every crop is resized: all the detail that training saw."""
+"""Side to which every crop is resized, as in training."""
 
 NUM_EMBEDDED = 256
 """Learned features per face."""
 
 QUALITIES = ("brightness", "contrast", "sharpness", "noise")
-"""What the standardised picture no longer shows, kept as the last features, each about 0..2."""
+"""The last features, each about 0..2: what standardising removes from the picture."""
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -108,7 +108,7 @@ def to_grey(pictures: Tensor) -> Tensor:
 
 
 def standardise(grey_B1HW: Tensor) -> Tensor:
-    """Grey pictures (0..255) with mean 0 and deviation 1 each, so that exposure hardly matters."""
+    """Grey pictures (0..255), each scaled to mean 0 and deviation 1 against exposure."""
     mean = grey_B1HW.mean((2, 3), keepdim=True)
     deviation = grey_B1HW.std((2, 3), keepdim=True)
     return (grey_B1HW - mean) / (deviation + 3.0)
@@ -148,7 +148,7 @@ class StarterFace(nn.Module):
     """
 
     temperature: Tensor
-    """Logits are divided by this, so that the confidence is right on validation faces."""
+    """Divides the logits; calibrated on validation faces."""
 
     def __init__(self, weights: Path | None = WEIGHTS) -> None:
         super().__init__()
@@ -178,10 +178,11 @@ class StarterFace(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Features float32 [B, D] of RGB crops uint8 [B, H, W, 3] of any size.
 
-        The mean over four views, then the four QUALITIES. A view is the crop or its middle 0.8,
-        as it is or mirrored: detectors' crops are 1.2 times as loose as FER2013's, some 1.5 times.
-        Of middles of 0.75 to 0.95, 0.8 was best on validation faces made that loose.
-        In training mode the crop as it is alone: changed pictures take the place of views there.
+        The features are the mean over four views, followed by the four QUALITIES. The views are
+        the crop and its middle 0.8, each as it is and mirrored. Detectors give crops that are 1.2,
+        and some 1.5, times as wide as FER2013's. Of middles from 0.75 to 0.95, 0.8 was best on
+        validation faces of that width. In training mode only the crop itself is embedded, because
+        the augmented pictures replace the views.
         """
         grey = to_grey(pictures)
         height, width = grey.shape[2:]

@@ -1,4 +1,4 @@
-"""VGG16 up to fc6, for VGG-Face and ImageNet weights, and how each wants its pictures.
+"""VGG16 up to fc6, and the colour normalisation of VGG-Face and ImageNet weights.
 
 Legend: B pictures, H and W picture sides, C channels, D features.
 """
@@ -20,16 +20,16 @@ _FC6_GAIN = 0.5  # real faces and frames then leave fc6 with deviations 1.1 and 
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """How a VGG wants its pictures: (value / scale - mean) / deviation, in the order R, G, B."""
+    """Normalisation of a picture: (value / scale - mean) / deviation, in the order R, G, B."""
 
     mean: tuple[float, float, float]
     """Mean colour."""
     deviation: tuple[float, float, float]
     """Deviation of each colour."""
     scale: float
-    """What the values 0..255 are divided by first."""
+    """Divides the values 0..255 first."""
     spread: float
-    """Deviation of the values that reach the network, about."""
+    """Approximate deviation of the normalised values."""
 
 
 FACE_COLOURS = Colours(
@@ -73,10 +73,10 @@ class Vgg(nn.Module):
 
 
 def vgg_of(state: dict[str, Tensor]) -> Vgg:
-    """The network that these tensors, under torchvision's names, are the weights of.
+    """The VGG16 with these weights, given under torchvision's names.
 
     Raises:
-        InputError: they fit no VGG16.
+        InputError: the tensors do not fit a VGG16.
     """
     widths = tuple(len(state[f"features.{last}.weight"]) for last in (2, 7, 14, 21, 28))
     num_features, num_inputs = state["classifier.0.weight"].shape
@@ -98,9 +98,13 @@ def random_vgg(
 ) -> Vgg:
     """An untrained VGG whose activations keep their scale; fc6 has a deviation of about 1.
 
-    He's initialisation, but each filter after the first layer sums to zero: plain He filters all
-    see the mean of the ReLUs below, and after 13 layers any two faces have cosine 0.90 (0.47 so;
-    linear readout of 7 emotions from 700 faces 0.29 and 0.33).
+    The initialisation is He's, and each filter after the first layer is shifted to sum to zero.
+    Otherwise all filters respond to the mean of the ReLUs below, and any two faces become similar:
+
+    | filters | cosine of two faces after 13 layers | linear readout, 7 emotions, 700 faces |
+    | --- | --- | --- |
+    | He | 0.90 | 0.29 |
+    | centred | 0.47 | 0.33 |
 
     Source: He et al. 2015; centring is our choice.
     """

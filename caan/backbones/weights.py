@@ -1,23 +1,16 @@
-"""Finds a backbone's weight file, fetches it if need be, and converts it once per node.
+"""Find a backbone's weight file, download it if needed, and convert it once per node.
 
-A weight file may be named by local path, s3:// or http(s) URL, or not at all (the official file).
-What comes out is a safetensors file under torchvision's names, whose metadata says in which order
-the first convolution expects its colours.
+A local path, an s3:// or http(s) URL, or nothing (the official file) names a weight file. The
+result is a safetensors file with torchvision's tensor names. Its metadata gives the colour order
+that the first convolution expects.
 """
 
-import fcntl
 import hashlib
-import http.client
 import json
 import logging
 import os
-import shutil
-import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from caan import storage
+from caan.backbones.download import download, locked, sha256_of
 from caan.backbones.weight_formats import read_weights, to_state_dict
 from caan.errors import InputError, redact
 
@@ -34,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "CAAN_CACHE"
 """Environment variable that names the cache folder of a node (default ~/.cache/caan)."""
-
-DOWNLOAD_ATTEMPTS = 4
-"""Tries per download; each goes on where the one before broke off."""
 
 SEEN_VIDEOS = "seen_videos"
 """Entry of a fine-tuned file's metadata: which videos it has seen, as JSON."""
@@ -47,12 +38,12 @@ _CONVERTER_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialFile:
-    """Where the published weights of a backbone are."""
+    """The published weight file of a backbone."""
 
     file_name: str
-    """Name in the cache folder, for a file that is put there by hand."""
+    """Name of the file in the cache folder, also if it is put there by hand."""
     url: str
-    """Where it is downloaded from."""
+    """Address of the download."""
     sha256_prefix: str
     """First digits of its sha256; "" where no trustworthy one is known."""
     licence: str
@@ -86,7 +77,7 @@ OFFICIAL_FILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """A safetensors file that is ready to load."""
+    """A converted safetensors file, ready to load."""
 
     path: Path
     """Local path; tensors carry torchvision's names."""
@@ -113,7 +104,7 @@ def cache_folder() -> Path:
 
 
 def ready_weights(backbone: str, weights: str = "") -> WeightFile:
-    """A backbone's weights, found, checked and converted; quick when done before.
+    """Find, check and convert a backbone's weights; a second call only checks them.
 
     `weights` is a local file, a folder with one .safetensors file (as jobs.finetune writes), an
     s3:// or http(s) URL, or "" for the official file of `vggface` or `vgg16`. The starters take
@@ -134,7 +125,7 @@ def ready_weights(backbone: str, weights: str = "") -> WeightFile:
         key = f"{_CONVERTER_VERSION}|{source.resolve()}|{state.st_size}|{state.st_mtime_ns}"
         name = f"{backbone}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         target = cache_folder() / "converted" / name
-        with _locked(target):
+        with locked(target):
             if not target.exists():
                 _convert(source, target, backbone)
                 logger.warning("%s", OFFICIAL_FILES[backbone].licence)
@@ -143,7 +134,7 @@ def ready_weights(backbone: str, weights: str = "") -> WeightFile:
         raise InputError(
             f"`{source}` holds weights of `{metadata['backbone']}`, and `{backbone}` was asked for"
         )
-    return WeightFile(path=source, sha256=_sha256(source), metadata=metadata)
+    return WeightFile(path=source, sha256=sha256_of(source), metadata=metadata)
 
 
 def finetuned_weights(backbone: str, weights: str) -> WeightFile | None:
@@ -246,88 +237,11 @@ def _only_safetensors(folder: str) -> str:
     return found[0]
 
 
-# Download ------------------------------------------------------------------------------------
-
-
-def download(url: str, target: Path, *, sha256_prefix: str = "") -> None:
-    """Fetches an http(s) URL to `target`, which appears only when whole; resumes what broke off.
-
-    Several processes may ask for the same file: one downloads, the others wait.
-
-    Raises:
-        InputError: what arrived has another hash.
-        OSError: out of reach, or broken off on every attempt.
-    """
-    part = target.with_name(target.name + ".part")
-    with _locked(target):
-        if target.exists():
-            return
-        logger.info("downloading %s to %s", redact(url), target)
-        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-            try:
-                _download_rest(url, part)
-                break
-            except (OSError, http.client.HTTPException) as error:
-                refused = isinstance(error, urllib.error.HTTPError) and error.code in (403, 404)
-                if attempt == DOWNLOAD_ATTEMPTS or refused:
-                    raise OSError(str(error)) from error
-                logger.info("download broke off (%s), attempt %d", error, attempt)
-                time.sleep(min(2.0**attempt, 20) / 10)
-        digest = _sha256(part)
-        if not digest.startswith(sha256_prefix):
-            part.unlink()
-            source = redact(url)
-            raise InputError(f"{source} gave a file with sha256 {digest}, not {sha256_prefix}...")
-        logger.info("%s has sha256 %s", target.name, digest)
-        part.replace(target)
-
-
-def _download_rest(url: str, part: Path) -> None:
-    tag_file = part.with_name(part.name + ".tag")
-    headers = {"User-Agent": "caan"}
-    if part.exists() and tag_file.exists():
-        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag_file.read_text()}
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is longer than the file
-            part.unlink()
-        raise
-    with response:
-        tag = response.headers["ETag"] or response.headers["Last-Modified"] or ""
-        if tag:
-            tag_file.write_text(tag)
-        else:
-            tag_file.unlink(missing_ok=True)
-        with open(part, "ab" if response.status == 206 else "wb") as file:
-            start = file.tell()
-            shutil.copyfileobj(response, file, 1 << 20)
-            received = file.tell() - start
-    announced = response.headers["Content-Length"]
-    if announced is not None and received != int(announced):
-        raise ConnectionError(f"got {received} of {announced} bytes")
-    tag_file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock beside `path` among the processes of this node."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # Conversion ----------------------------------------------------------------------------------
 
 
 def _convert(source: Path, target: Path, backbone: str) -> None:
-    digest = _sha256(source)
+    digest = sha256_of(source)
     official = OFFICIAL_FILES[backbone]
     if source.name == official.file_name and not digest.startswith(official.sha256_prefix):
         raise InputError(
@@ -357,7 +271,7 @@ def _convert(source: Path, target: Path, backbone: str) -> None:
 
 
 def save_weights(state: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes tensors under torchvision's names to a safetensors file that `ready_weights` takes.
+    """Write tensors under torchvision's names to a safetensors file that `ready_weights` takes.
 
     `metadata` needs `backbone` and `channel_order`; fine-tuning adds the split that it has seen.
     The same content always gives the same bytes.
@@ -402,7 +316,7 @@ def load_state(weights: WeightFile, names: list[str]) -> dict[str, torch.Tensor]
 
 
 def check_shapes(state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Checks that a VGG's layers fit each other, whatever their widths.
+    """Check that the layers of a VGG of any widths fit each other.
 
     Raises:
         InputError: naming the first layer that does not fit.

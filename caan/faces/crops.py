@@ -1,4 +1,4 @@
-"""Pictures as detectors and networks see them: scaled, cropped around a face, stretched."""
+"""Resize pictures for detectors and networks, and crop faces."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from caan.faces.detection import Box, DetectorConfig
 
 
 def resize_for_detector(picture: np.ndarray, config: DetectorConfig) -> np.ndarray:
-    """`picture` with its longest side at `detect_size_pixels`, enlarged only as far as allowed."""
+    """`picture` with its longest side at `detect_size_pixels`, or enlarged by `max_enlargement`."""
     height, width = picture.shape[:2]
     factor = min(config.detect_size_pixels / max(height, width), config.max_enlargement)
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -19,7 +19,7 @@ def crop_face(
 ) -> np.ndarray:
     """The square around `box`, as uint8 [size_pixels, size_pixels, 3].
 
-    Its side is `expand` times the box's longer side; beyond the picture its edge is repeated.
+    Its side is `expand` times the box's longer side. Outside the picture, the edge is repeated.
     """
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = box

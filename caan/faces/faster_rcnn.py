@@ -1,7 +1,7 @@
 """The paper's face detector: torchvision's Faster R-CNN with two classes, trained by jobs.finetune.
 
-Its weight file names the network, so that `--detector faster_rcnn --detector-weights FILE` is all
-that extraction needs. Nothing is downloaded.
+The weight file names the network, so extraction needs only `--detector faster_rcnn
+--detector-weights FILE`. Nothing is downloaded.
 
 Source: paper section 4.1; Ren et al. 2015 [29]; Lin et al. 2017 for the feature pyramid.
 """
@@ -81,7 +81,7 @@ def build_network(network: str, *, learns_norms: bool = False) -> FasterRCNN:
 
 
 def network_to_train(network: str, base: str = "") -> FasterRCNN:
-    """The network as its training begins: over ImageNet weights if there are any.
+    """The network before training, with ImageNet weights if there are any.
 
     `base` is a file of torchvision's classification weights for the network's backbone; without
     one, mobilenet takes those that this package carries, and resnet50 starts from nothing.
@@ -184,7 +184,7 @@ def to_input(picture: np.ndarray) -> Tensor:
 
 
 class DetectorLoss(nn.Module):
-    """A network that gives its loss, the sum of the four that torchvision computes."""
+    """A network with its loss: the sum of the four losses that torchvision computes."""
 
     def __init__(self, network: FasterRCNN) -> None:
         super().__init__()

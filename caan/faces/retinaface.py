@@ -1,8 +1,9 @@
 """RetinaFace of the retina-face package: its torch network on batches, its post-processing.
 
-The package's own `detect_faces` takes one picture at a time and stays on the CPU. This gives the
-same boxes (before it truncates them to whole pixels) and scores for many. Source: retina-face
-0.0.19, `RetinaFace.detect_faces`; Deng et al., RetinaFace, CVPR 2020.
+The package's own `detect_faces` takes one picture at a time and runs on the CPU only. This module
+gives the same scores and boxes (before the package truncates boxes to whole pixels) for batches.
+
+Source: retina-face 0.0.19, `RetinaFace.detect_faces`; Deng et al., RetinaFace, CVPR 2020.
 """
 
 import hashlib
@@ -76,7 +77,7 @@ class RetinaFaceDetector:
 
     @torch.inference_mode()
     def _run(self, pictures: np.ndarray) -> list[np.ndarray]:
-        # The package turns its BGR input round before the network: the network itself wants RGB.
+        # The network takes RGB; the package reverses its BGR input before it.
         batch = torch.from_numpy(pictures).to(self._device).float()
         return [output.float().cpu().numpy() for output in self._network(batch)]
 

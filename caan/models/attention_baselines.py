@@ -1,6 +1,6 @@
-"""Other heads that weigh frames or modalities: QAN, Emotion-FAN, attention clusters, CAER-Net.
+"""Other heads that weight frames or modalities: QAN, Emotion-FAN, attention clusters, CAER-Net.
 
-Shape legend in `frames.py`; N attention units, M modalities.
+Shape legend in `head.py`; N attention units, M modalities.
 """
 
 import math
@@ -48,7 +48,7 @@ class _SingleStream(Head):
 
 
 class QAN(_SingleStream):
-    """Quality-aware network: frames weighed by a sigmoid quality, divided by its sum.
+    """Quality-aware network: frames weighted by a sigmoid quality, divided by its sum.
 
     f = ReLU(FC(c)); q = sigmoid(FC(c)); R = sum of q f over sum of q, normalised in the losses:
     softmax on frames, triplet and contrastive on R.
@@ -220,7 +220,7 @@ class AttentionClusters(Head):
 
 
 class AdaptiveFusion(Head):
-    """CAER-Net's adaptive fusion: in each frame a softmax weighs face against context.
+    """CAER-Net's adaptive fusion: a softmax weights face against context in each frame.
 
     lambda = softmax([FC(ReLU(FC 128(x))), FC(ReLU(FC 128(c)))]) in each frame;
     g = ReLU(FC([lambda_face x; lambda_context c])); frames are averaged. The original paints the

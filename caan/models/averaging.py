@@ -1,6 +1,6 @@
-"""Heads that average before they think: FAA, CAA, FFAA, Chen et al., Kosti et al.
+"""Heads that average the frames without attention: FAA, CAA, FFAA, Chen et al., Kosti et al.
 
-Shape legend in `frames.py`.
+Shape legend in `head.py`.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from caan.models.head import EncodedFrames, FrameBatch, Head, HeadOutput, masked
 class AverageFirst(Head):
     """Mean of the vectors over frames, then layers, of which the first is linear in the vectors.
 
-    A linear layer may come before or after the mean. `encode` has it before, which keeps g small;
-    training has it after, which costs T times less.
+    A linear layer gives the same result before and after the mean. `encode` applies it before,
+    which keeps g small; training applies it after, which costs T times less.
     """
 
     trains_frames = False
@@ -40,7 +40,7 @@ class AverageFirst(Head):
         return masked_mean(g_BTF, mask_BT)
 
     def forward(self, frames: FrameBatch) -> HeadOutput:
-        """As every head; in training the mean comes first and frames have no logits (zeros)."""
+        """As `Head.forward`; in training the mean comes first, and frame logits are zeros."""
         if not self.training:
             return super().forward(frames)
         pooled = [masked_mean(x_BTD, frames.mask_BT) for x_BTD in self.vectors(frames)]
@@ -233,7 +233,7 @@ class EmoticNet(AverageFirst):
     def classify(self, embedding_BR: Tensor) -> Tensor:
         """Batch norm, ReLU, dropout, classifier."""
         norm = self.norm
-        # One video has no batch statistics: it is normalised by the running ones.
+        # A batch of one video has no statistics of its own: take the running ones.
         normed_BR = F.batch_norm(
             embedding_BR,
             norm.running_mean,

@@ -1,4 +1,9 @@
-"""MODELS by name, and the options that make one."""
+"""MODELS: every head by name, and how one is built from a `ModelConfig`.
+
+To add a head: write its class in a file of its own as a subclass of `Head`, add its name to
+`ModelName` in config.py and its entry in MODELS. Options that it takes as keyword arguments come
+from the `ModelConfig` fields of the same names.
+"""
 
 import dataclasses
 import inspect
@@ -35,10 +40,10 @@ MODELS: dict[str, Callable[..., Head]] = {
 def build_model(
     config: ModelConfig, *, face_dim: int, context_dim: int, num_emotions: int, seed: int = 0
 ) -> Head:
-    """The head that `config` names, freshly initialised from `seed` (torch's own state stays).
+    """Build the head that `config` names, initialised from `seed`; torch's random state stays.
 
     Raises:
-        InputError: unknown name, or an option set that this head does not have.
+        InputError: an unknown name, or a changed option that this head does not have.
     """
     if config.name not in MODELS:
         raise InputError(f"unknown model `{config.name}`; there are {', '.join(MODELS)}")

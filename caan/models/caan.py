@@ -1,4 +1,4 @@
-"""CAAN, the paper's context-aware attention network. Shape legend in `frames.py`."""
+"""CAAN, the paper's context-aware attention network. Shape legend in `head.py`."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ FUSIONS = ("concat", "concat_fc", "sum_fc", "product", "gated")
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "none": nn.Identity}
 
 RAW_FLOOR = 1e-3
-"""Least absolute value of the denominator of eq. 4 in its raw form (our choice)."""
+"""Smallest absolute value of the denominator of eq. 4 in its raw form (our choice)."""
 
 
 def normalize_scores(
@@ -20,10 +20,10 @@ def normalize_scores(
 ) -> Tensor:
     """Emotion scores as weights [B, T] that sum to 1 over a video's frames; 0 on padding.
 
-    `sigmoid` and `softplus` make the scores positive and divide by their sum, `softmax`
-    exponentiates them; all three are computed as a softmax of logarithms, so that scores of any
-    size give finite weights. `raw` divides by the plain sum as eq. 4 is printed: weights can be
-    negative and huge where the sum is near 0; the guard only keeps it off 0, with its sign.
+    `sigmoid` and `softplus` make the scores positive and divide by their sum; `softmax`
+    exponentiates them. All three are computed as a softmax of logarithms, so that scores of any
+    size give finite weights. `raw` divides by the plain sum, as eq. 4 is printed: weights can be
+    negative, and huge where the sum is near 0. RAW_FLOOR keeps the sum away from 0, with its sign.
 
     Source: paper eq. 4; the positive forms are our choice (as in QAN and Emotion-FAN).
     """
@@ -106,7 +106,7 @@ class Fusion(nn.Module):
 
 
 class CAAN(Head):
-    """Context-aware attention network: fused frames, weighed by their emotion scores.
+    """Context-aware attention network: fused frames, weighted by their emotion scores.
 
     x, c -> 1024 each -> r (fusion) -> g; score s from g; R = sum of normalised scores times g; one
     linear layer gives the emotions of each frame from g, and of the video from R.

@@ -1,4 +1,4 @@
-"""A model folder: weights, config and metrics, all that labelling needs."""
+"""Read and write a model folder: weights, config and metrics."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 BACKBONE_FILE = "{}_backbone.safetensors"
-"""Weights of a fine-tuned backbone of `face` or `context`, which travel with the model."""
+"""Weights of a fine-tuned `face` or `context` backbone, stored with the model."""
 CENTROIDS = "centroids_KR"
 STARTER = Path(__file__).parents[1] / "starter" / "model"
 """The model folder that comes with the package."""
@@ -34,7 +34,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a model is, and how the vectors that it takes are made."""
+    """The config of a model folder: the head, and how its input vectors are made."""
 
     model: ModelConfig
     """The head."""
@@ -61,7 +61,7 @@ class ModelInfo:
     face_policy: str = "main"
     """Which faces: main, marked or all."""
     no_face: str = "drop"
-    """What became of frames without a face: drop or context_only."""
+    """What happens to frames without a face: drop or context_only."""
     rule: str = "head"
     """Prediction rule: head, frames or centroids."""
     temperature: float = 1.0
@@ -79,7 +79,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model folder in memory, ready to predict."""
+    """A loaded model folder, ready to predict."""
 
     head: Head
     """The head with its weights, in evaluation mode."""
@@ -88,7 +88,7 @@ class LoadedModel:
     centroids_KR: Tensor | None
     """Mean R of each class, if they were stored."""
     metrics: dict[str, Any]
-    """What was measured at training."""
+    """Figures measured in training."""
     model_id: str
     """16 hex digits over config and weights."""
 
@@ -101,12 +101,12 @@ def save_model(
     metrics: dict[str, Any],
     centroids_KR: Tensor | None = None,
 ) -> str:
-    """Write a model folder as a whole or not at all; gives its `model_id`.
+    """Write a model folder in one step, so that it is never half there; returns its `model_id`.
 
     An older model folder in the same place is replaced.
 
     Raises:
-        InputError: the place is taken by something that is no model folder.
+        InputError: the folder holds something else than a model.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
@@ -164,7 +164,9 @@ def load_model(
     except (OSError, SafetensorError) as error:
         raise InputError(f"the weights in {folder / WEIGHTS_FILE} cannot be read") from error
     if stored_id != _model_id(info, folder / WEIGHTS_FILE):
-        raise InputError(f"{folder} is damaged: its weights are not those it was saved with")
+        raise InputError(
+            f"{folder} is damaged: its weights have changed since it was saved; take another copy"
+        )
     centroids_KR = tensors.pop(CENTROIDS, None)
     head = build_model(
         info.model,
@@ -189,7 +191,7 @@ def load_model(
 
 
 def read_info(folder: Path | str) -> tuple[ModelInfo, str]:
-    """What the model in a folder is, and its `model_id`, without reading its weights.
+    """Read the config and `model_id` of a model folder, without its weights.
 
     Raises:
         InputError: no model there, or one of an unknown format.

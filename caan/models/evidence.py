@@ -1,4 +1,4 @@
-"""From the output of a head to logits, probabilities and labels of videos."""
+"""Turn the output of a head into the logits, probabilities and label of a video."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What goes into a head and what comes out of it.
+"""The interface of a head: its input, its output, and the parts that every head shares.
 
 Shape legend of `caan.models`: B videos, T frames (padded), D face vector, E context vector,
 F frame feature g (paper eq. 2), R video feature (paper eq. 4), K emotions, C H W pool5 maps.
@@ -21,7 +21,7 @@ class FrameBatch(NamedTuple):
     context_BTE: Tensor | None
     """Context vectors (the whole frame); None for heads that only look at the face."""
     mask_BT: Tensor
-    """True where there is a frame. What stands elsewhere never changes a result."""
+    """True where there is a frame; values elsewhere are padding and never change a result."""
     has_face_BT: Tensor | None = None
     """False where a frame has no face (`no_face=context_only`); None: every frame has one."""
     face_pool5_BTCHW: Tensor | None = None
@@ -31,7 +31,7 @@ class FrameBatch(NamedTuple):
 
 
 class EncodedFrames(NamedTuple):
-    """The frame part of a head: each frame on its own, so videos may be cut anywhere."""
+    """The frame part of a head; each frame is encoded on its own."""
 
     g_BTF: Tensor
     """Frame features (paper eq. 2)."""
@@ -42,7 +42,7 @@ class EncodedFrames(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """Everything a head says of B videos."""
+    """The predictions of a head for B videos, and the evidence for them."""
 
     video_logits_BK: Tensor
     frame_logits_BTK: Tensor
@@ -57,7 +57,7 @@ class HeadOutput(NamedTuple):
 class Standardize(nn.Module):
     """Vectors shifted and scaled to mean 0 and deviation 1 per dimension; identity until set.
 
-    Source: our choice; small or random backbones have odd scales, and fc6 after ReLU is sparse.
+    Source: our choice; scales differ between backbones, and fc6 after its ReLU is sparse.
     """
 
     shift_D: Tensor
@@ -65,7 +65,7 @@ class Standardize(nn.Module):
     mean_D: Tensor
     """Mean of the training frames; zeros until set."""
     is_fixed = False
-    """True keeps what another model's training frames set (`caan.models.net2net`)."""
+    """Whether `caan.models.net2net` has copied the statistics, so that training keeps them."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class Standardize(nn.Module):
         self.register_buffer("mean_D", torch.zeros(dim))
 
     def set(self, mean_D: Tensor, std_D: Tensor) -> None:
-        """Take mean and deviation of the training frames.
+        """Set the mean and deviation of the training frames.
 
-        The deviation has a floor of a tenth of its mean over dimensions: a dimension that is
-        silent in training must not explode on the first video that uses it.
+        The deviation of a dimension is at least a tenth of the mean over dimensions. Otherwise a
+        dimension that is constant in training gives huge values on the first video that uses it.
         """
         floor = max(0.1 * float(std_D.mean()), 1e-6)
         scale_D = 1.0 / std_D.clamp(min=floor)
@@ -87,7 +87,7 @@ class Standardize(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         if f"{prefix}mean_D" not in state and f"{prefix}shift_D" in state:
-            # Weights of before the mean was stored.
+            # Older weight files hold no mean.
             state[f"{prefix}mean_D"] = -state[f"{prefix}shift_D"] / state[f"{prefix}scale_D"]
         super()._load_from_state_dict(state, prefix, *others)
 
@@ -99,15 +99,15 @@ class Standardize(nn.Module):
 class Head(nn.Module):
     """A model over the frames of a video: `encode` each frame, `pool` a video, `classify` it.
 
-    `encode` sees frames one by one and `pool` sees a whole video, so labels do not depend on how
-    the video was cut into segments. `keeps_order` says that the order of the frames matters.
-    The mask is a run of True, then padding.
+    `encode` takes each frame on its own and `pool` takes a whole video, so labels do not depend on
+    how the video was cut into segments. `keeps_order` says whether the order of the frames matters.
+    In a mask, the frames come first and the padding after them.
     """
 
     modalities: tuple[str, ...] = ("face", "context")
     keeps_order = False
     trains_frames = True
-    """Whether frame logits have a branch that a frame loss can train."""
+    """Whether the head has a frame branch that a frame loss can train."""
     map_shapes: Mapping[str, tuple[int, int, int]] = {}
     """Modalities whose pool5 maps the head reads, with channels, height and width."""
 
@@ -159,9 +159,9 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def frames_alone(self, g_BTF: Tensor, s_BT: Tensor | None = None) -> Tensor:
-        """Frame logits of a head without a frame branch: each frame as a video of its own.
+        """Frame logits of a head without a frame branch: each frame is scored as a whole video.
 
-        Zeros while training, where nothing reads them.
+        In training they are zeros, because nothing reads them.
         """
         one_N1F = g_BTF.flatten(0, 1)[:, None]
         mask_N1 = torch.ones_like(one_N1F[..., 0], dtype=torch.bool)
@@ -172,7 +172,7 @@ class Head(nn.Module):
         return logits_NK.view(*g_BTF.shape[:2], self.num_emotions)
 
     def forward(self, frames: FrameBatch) -> HeadOutput:
-        """Frames of B videos -> their emotions with the evidence."""
+        """Predict the emotions of B videos from their frames."""
         encoded = self.encode(frames)
         embedding_BR, scores_BT = self.pool(encoded.g_BTF, encoded.s_BT, frames.mask_BT)
         return HeadOutput(
@@ -185,7 +185,7 @@ class Head(nn.Module):
 
 
 def masked_mean(x_BTF: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over a video's frames [B, F], and the weights [B, T] that it gave them."""
+    """Mean over a video's frames [B, F], and the weight [B, T] of each frame in it."""
     weights_BT = mask_BT.to(x_BTF.dtype)
     weights_BT = weights_BT / weights_BT.sum(dim=1, keepdim=True).clamp(min=1.0)
     return weighted_sum(x_BTF, weights_BT), weights_BT

@@ -1,4 +1,4 @@
-"""A larger CAAN that starts as a smaller, trained one: what `jobs.train --init` does."""
+"""Start a larger CAAN from a smaller, trained one (`jobs.train --init`)."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from caan.models.head import Head
 def grow_from(
     head: Head, source: Head, *, label_set: Sequence[str], source_label_set: Sequence[str]
 ) -> None:
-    """Give `head` the weights of `source`, in place, so that it says the same at first.
+    """Copy the weights of `source` into `head`, in place, so that both predict the same at first.
 
-    `source` sees faces only or what `head` sees. Its units become the first units of each layer
-    of `head`; they take nothing from the units that only `head` has, and those start at random.
-    The fusion layer passes the face on. Emotions are matched by name; one that `source` does not
-    know starts at random.
+    `source` uses faces only, or the same modalities as `head`. Its units become the first units of
+    each layer of `head`. They get no input from the additional units, which start at random. The
+    fusion layer passes the face feature through. Emotions are matched by name; an emotion that
+    `source` does not have starts at random.
 
     Raises:
-        InputError: one of the two is no CAAN, or `head` is too small or built otherwise.
+        InputError: one of the two is no CAAN, or `head` is too small or has other options.
 
     Source: our choice, after Chen, Goodfellow and Shlens 2016, "Net2Net".
     """
@@ -62,7 +62,7 @@ def grow_from(
             size = source.project_face.out_features
             if len(state[passed_on]) < size:
                 raise InputError(f"option `init`: `model.fusion_size` must be at least {size}")
-            # What these units pass on has been through a ReLU, so theirs changes nothing.
+            # Their inputs come from a ReLU, so the ReLU after this layer changes nothing.
             _put(state[passed_on], torch.eye(size))
             state["fusion.layer.bias"][:size] = 0
     for modality in source.modalities:
@@ -70,7 +70,7 @@ def grow_from(
 
 
 def _put(whole: Tensor, part: Tensor) -> None:
-    """`part` into the first corner; the units that got it take nothing from others."""
+    """Copy `part` into the first rows and columns; zero the rest of these rows."""
     if whole.dim() == 2:
         rows, columns = part.shape
         whole[:rows, columns:] = 0

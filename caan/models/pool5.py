@@ -1,4 +1,4 @@
-"""Attention of a single modality from pool5, as the paper's Tables 2 and 3 have it."""
+"""A head for one modality with attention from pool5 maps (the paper's Tables 2 and 3)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ CHANNELS = (128, 64, 32)
 
 
 class PoolFiveAttention(Head):
-    """fc6 vectors of one modality, weighed by a score that convolutions draw from pool5 maps.
+    """fc6 vectors of one modality, weighted by a score that convolutions compute from pool5 maps.
 
     g = ReLU(FC(x)); s = FC with one cell on 1, 2 or 3 convolutions (3x3, ReLU) over pool5; R as in
     eq. 4. Maps are normalised per frame first. Needs `face_pool5_BTCHW` or `context_pool5_BTCHW`:

@@ -1,4 +1,4 @@
-"""Heads that read the frames in order: Fan et al., Vielzeuf et al. Shape legend in `frames.py`.
+"""Heads that read the frames in order: Fan et al., Vielzeuf et al. Shape legend in `head.py`.
 
 Frames of a video come first and padding after them; H is the size of an LSTM's state.
 """

@@ -1,4 +1,4 @@
-"""What errors of the file systems mean, in sentences without credentials."""
+"""Turn errors of the file systems into one-sentence errors without credentials."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from caan.storage.paths import s3fs_filesystem
 
 @contextmanager
 def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Turn errors of the file systems into ours, with the path's name in the sentence.
+    """Turn errors of the file systems into one-sentence errors that name the path.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -44,9 +44,9 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
 
 
 def fault_of(error: OSError) -> StorageError | None:
-    """What an error of the file systems says of storage, for one that came without `explained`.
+    """The storage error behind an `OSError` that was raised outside `explained`, else None.
 
-    pyarrow's text names the key. None: it says nothing of storage.
+    pyarrow's text names the key.
     """
     text = redact(" ".join(str(error).split()))[:400]
     if _is_denied(text) or isinstance(error, PermissionError):

@@ -1,8 +1,8 @@
 """Files on local paths and on s3://, through pyarrow.fs (reading, writing) and s3fs (listing).
 
-A file that exists is whole: local files are written beside their place and renamed, objects appear
-only when their upload completes. S3 is reached by the ordinary AWS variables (AWS_ENDPOINT_URL,
-AWS_REGION, AWS_ACCESS_KEY_ID, ...), transient errors are retried with back-off.
+Files are never half written: a local file is written under a temporary name and renamed, and an
+object appears only when its upload completes. The usual AWS variables configure S3
+(AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ...). Transient errors are retried with back-off.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ def list_files(path: str | os.PathLike[str]) -> list[StoredFile]:
 
 
 def list_names(folder: str | os.PathLike[str]) -> list[str]:
-    """The names of the files right in a folder, but not of half-written ones; none is no error."""
+    """Names of the files directly in a folder, without temporary ones; [] if it does not exist."""
     fs, inner = filesystem(folder)
     with explained(folder, "listing"):
         found = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
@@ -153,9 +153,9 @@ def _list_local(path: str) -> list[StoredFile]:
 
 
 def _listed_file(path: str) -> StoredFile:
-    """A file as `stat` gives it; one whose name is no UTF-8 gets an address that tables can hold.
+    """A file as `stat` gives it; a name that is not UTF-8 is escaped, so that tables can hold it.
 
-    Nothing is at that address: such a file becomes a row `missing` instead of being passed over.
+    No file has the escaped name, so such a file becomes a row `missing` instead of being skipped.
     """
     file = stat(path)
     shown = path.encode("utf-8", "backslashreplace").decode()
@@ -173,7 +173,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file as a whole: readers see the old content or the new one, never a part."""
+    """Write a file in one step: readers see the old content or the new one, never a part."""
     fs, inner = filesystem(path)
     with explained(path, "writing"):
         if is_s3(os.fspath(path)):
@@ -253,7 +253,7 @@ def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
 
 
 def delete(path: str | os.PathLike[str]) -> None:
-    """Remove a file, or a folder with all that is in it; nothing there is fine."""
+    """Remove a file, or a folder with its content; does nothing if it does not exist."""
     fs, inner = filesystem(path)
     with explained(path, "deleting"):
         kind = fs.get_file_info(inner).type
@@ -264,10 +264,10 @@ def delete(path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make sure that files can be written under `folder`, before any work is done.
+    """Check that files can be written under `folder`, before any work is done.
 
     Raises:
-        InputError: they cannot; the sentence says why.
+        InputError: writing fails; the sentence says why.
     """
     probe = join(folder, f".write-test-{uuid.uuid4().hex[:8]}")
     try:
@@ -288,7 +288,7 @@ def copy_folder(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
 
 @contextmanager
 def local_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A local copy of a folder on S3, gone at the end; a local folder itself.
+    """The path of a local folder, or of a temporary local copy of an s3:// folder.
 
     Raises:
         InputError: there is no such folder.
@@ -304,10 +304,10 @@ def local_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def fetch(uri: str, cache_dir: str | os.PathLike[str]) -> Path:
-    """A local file with the content of `uri`: itself if local, else a copy in `cache_dir`.
+    """The path of a local file with the content of `uri`: itself, or a copy in `cache_dir`.
 
-    The copy is named after uri and etag, so a changed object is fetched again; several processes
-    may ask at once.
+    The copy is named after uri and etag, so a changed object is fetched again. Several processes
+    may call this at once.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -346,7 +346,7 @@ def _download(uri: str, target: Path) -> None:
 def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
     """A path to decode from: a temporary local copy of an S3 object of at most `spool_bytes`.
 
-    Larger objects and local files come back as they are; `open_ranges` reads the former.
+    Local files and larger objects are given by their own address; `open_ranges` reads the latter.
 
     Raises:
         Missing: the object is not there any more.

@@ -1,4 +1,4 @@
-"""Names on local paths and s3://, and the pyarrow.fs and s3fs file systems behind them."""
+"""Local paths and s3:// addresses, and the pyarrow.fs and s3fs file systems for them."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ S3_ATTEMPTS = 8
 """Tries per request before an S3 fault counts as lasting (about a minute of back-off)."""
 
 S3_REQUEST_SECONDS = 60.0
-"""Longest silence of S3 within a request before it is tried again."""
+"""Seconds without an answer of S3 after which a request is repeated."""
 
 
 def is_s3(path: str) -> bool:
@@ -21,7 +21,7 @@ def is_s3(path: str) -> bool:
 
 
 def normalise(path: str | os.PathLike[str]) -> str:
-    """The form of `path` that ids are made of: absolute local path or s3:// without a last slash.
+    """`path` as an absolute local path, or s3:// without a last slash; ids are made of this form.
 
     Raises:
         InputError: it is empty, has no bucket, another scheme, credentials, or a zero byte.
@@ -49,7 +49,7 @@ def normalise(path: str | os.PathLike[str]) -> str:
 
 
 def join(folder: str | os.PathLike[str], *parts: str) -> str:
-    """`folder/part/...`, local or s3://, never outside `folder` whatever the parts are.
+    """`folder/part/...`, local or s3://; never a path outside `folder`.
 
     Raises:
         InputError: a part leads up or is absolute, holds a zero byte, or is too long for a name.
@@ -93,11 +93,11 @@ def filesystem(path: str | os.PathLike[str]) -> tuple[pyarrow.fs.FileSystem, str
 
 
 def s3fs_filesystem() -> Any:
-    """S3 as s3fs sees it: for listing, and for what pyarrow does not tell."""
+    """The s3fs file system: for listing, and for ETags, which pyarrow does not give."""
     return _s3fs(_endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
 
 
-@functools.cache  # a new one asks for credentials anew, which takes 0.2 s
+@functools.cache  # a new one looks up credentials again, which takes 0.2 s
 def _s3fs(endpoint: str | None, key: str | None, process: int) -> Any:
     import s3fs
 

@@ -1,7 +1,7 @@
-"""Temporary files that do not stay when their process is killed.
+"""Temporary files that are removed even if their process is killed.
 
-Each is locked while it is in use; what lies there without a lock belonged to a process that is no
-more, and the next one removes it.
+Each file is locked while it is in use. A file without a lock belongs to a dead process; `sweep`
+removes it.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PREFIX = "caan-scratch-"
 MIN_AGE_SECONDS = 60.0
-"""Younger files are left alone: their lock may come in a moment."""
+"""Younger files are kept: their process may be about to lock them."""
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def scratch_file(folder: str, suffix: str = "") -> Iterator[str]:
 
 
 def sweep(folder: str) -> int:
-    """Remove the scratch files of processes that were killed; gives how many."""
+    """Remove the scratch files of killed processes; returns how many."""
     removed = 0
     for path in Path(folder).glob(f"{PREFIX}*"):
         try:
@@ -41,5 +41,5 @@ def sweep(folder: str) -> int:
                 path.unlink()
                 removed += 1
         except (BlockingIOError, FileNotFoundError, PermissionError):
-            continue  # in use, gone meanwhile, or another user's
+            continue  # in use, already removed, or another user's
     return removed

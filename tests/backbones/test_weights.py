@@ -16,6 +16,7 @@ from scipy.io import savemat
 from torch.nn import functional
 from torchvision.models import vgg16
 
+from caan.backbones.download import download
 from caan.backbones.vgg import Vgg
 from caan.backbones.weight_formats import (
     LAYERS,
@@ -25,7 +26,7 @@ from caan.backbones.weight_formats import (
     read_weights,
     to_state_dict,
 )
-from caan.backbones.weights import OFFICIAL_FILES, download, load_state, ready_weights, save_weights
+from caan.backbones.weights import OFFICIAL_FILES, load_state, ready_weights, save_weights
 from caan.errors import InputError
 
 WIDTHS = (4, 4, 4, 6, 8)

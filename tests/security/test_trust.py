@@ -19,8 +19,9 @@ import torch
 
 from caan import storage
 from caan.annotation.server import make_server
+from caan.backbones.download import download
 from caan.backbones.vgg import Vgg
-from caan.backbones.weights import download, ready_weights, save_weights
+from caan.backbones.weights import ready_weights, save_weights
 from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
