@@ -190,6 +190,20 @@ def test_objects_on_s3_give_the_same_pictures_spooled_and_by_ranges(
     by_ranges.sandbox.close()
 
 
+def test_decord_gives_the_same_rows_of_every_segment(half_faceless, tmp_path):
+    pytest.importorskip("decord")
+    plan = plan_of(half_faceless, segment_frames=2)
+    tables = []
+    for decoder in ("pyav", "decord"):
+        config = CONFIG.segment_config(detect_here=True, decoder=decoder)
+        stage = SegmentDecoder(config, SandboxConfig(), str(tmp_path / decoder))
+        tables.append(stage(plan))
+        stage.sandbox.close()
+        assert set(tables[-1]["decoder"].to_pylist()) == {decoder}
+    names = ["segment_id", "status", "error", "frames", "faces"]
+    assert tables[0].select(names) == tables[1].select(names)
+
+
 def test_features_have_exactly_their_schema_and_null_where_no_face_is(pictures, embedder, decoder):
     bad = decoder(plan_of("/nowhere/gone.mp4", etag="known"))
     features = embedder(pa.concat_tables([bad, pictures, bad]))
