@@ -1,13 +1,14 @@
-"""The encoders of the paper's Table 6: a video's frames to one vector, and an SVM.
+"""The encoders of the paper's Table 6: they turn a video's frames into one vector for an SVM.
 
-They take packed videos, not batches, and learn in one pass. Shape legend: N frames, V videos, E
-vector, P reduced vector, W words or concepts, K emotions.
+They take packed videos and learn in one pass.
+
+Legend: N frames, V videos, E vector, P reduced vector, W words or concepts, K emotions.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -23,9 +24,10 @@ from caan.errors import InputError
 from caan.experiments.config import EncoderConfig
 from caan.features.batches import rows_of_all
 from caan.features.packed import PackedVideos
-from caan.models.head import one_of
+from caan.models.config import Modality
 
 CHUNK_FRAMES = 2048
+"""Frames that are encoded at a time, which bounds memory."""
 
 
 class ClassicalModel:
@@ -34,8 +36,9 @@ class ClassicalModel:
     `modality` is context, face, or fusion (both encodings side by side).
     """
 
-    def __init__(self, *, modality: str, reduced_size: int, max_fit_frames: int, seed: int) -> None:
-        one_of("modality", modality, ("context", "face", "fusion"))
+    def __init__(
+        self, *, modality: Modality, reduced_size: int, max_fit_frames: int, seed: int
+    ) -> None:
         self.modalities = ("face", "context") if modality == "fusion" else (modality,)
         self.reduced_size = reduced_size
         self.max_fit_frames = max_fit_frames
@@ -43,7 +46,7 @@ class ClassicalModel:
         self._reducers: dict[str, PCA] = {}
 
     def learn_words(self, modality: str, frames_NP: np.ndarray) -> None:
-        """Learn from training frames what `encode` needs besides the reduction."""
+        """Learn from reduced training frames [N, P] what `encode` needs."""
 
     def encode(self, modality: str, frames_NP: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
         """Vector of each video, float32 [V, ...], from its frames; every count is at least 1."""
@@ -96,7 +99,7 @@ class ClassicalModel:
         some = videos.counts_V > 0
         if some.any():
             values, classes = self.decide(self.features(videos.select(some)))
-            # An emotion that training never showed is never the answer.
+            # Emotions without a training video get less than every other value.
             chosen_VK = np.full((int(some.sum()), len(videos.label_set)), values.min() - 1.0)
             chosen_VK[:, classes] = values
             evidence_VK[some] = chosen_VK
@@ -131,7 +134,7 @@ class TransferredEncoding(ClassicalModel):
     def __init__(
         self,
         *,
-        modality: str = "context",
+        modality: Modality = "context",
         dictionary_size: int = 2000,
         num_nearest: int = 10,
         sharpness: float = 10.0,
@@ -188,7 +191,7 @@ class TransferredEncoding(ClassicalModel):
 
 
 class KernelizedFeatures(ClassicalModel):
-    """Each dimension as a signal in time: polynomial kernel with the low Fourier bases, then PCA.
+    """Polynomial kernels of each dimension over time with low Fourier bases, then PCA.
 
     A video is resampled to `num_steps`; per dimension and base (cos and sin of the `num_bins`
     lowest frequencies) the feature is (<base, x> + offset)^degree. The classifier is a linear SVM,
@@ -200,13 +203,13 @@ class KernelizedFeatures(ClassicalModel):
     def __init__(
         self,
         *,
-        modality: str = "context",
+        modality: Modality = "context",
         num_steps: int = 64,
         num_bins: int = 8,
         degree: int = 2,
         offset: float = 1.0,
         feature_size: int = 512,
-        classifier: str = "svm",
+        classifier: Literal["svm", "src"] = "svm",
         svm_c: float = 1e-3,
         num_atoms: int = 30,
         reduced_size: int = 256,
@@ -221,7 +224,7 @@ class KernelizedFeatures(ClassicalModel):
         self.degree = degree
         self.offset = offset
         self.feature_size = feature_size
-        self.classifier = one_of("classifier", classifier, ("svm", "src"))
+        self.classifier = classifier
         self.svm_c = svm_c
         self.num_atoms = num_atoms
 
@@ -238,7 +241,7 @@ class KernelizedFeatures(ClassicalModel):
             high_T = np.minimum(low_T + 1, count - 1)
             share_T1 = (place_T - low_T)[:, None].astype(np.float32)
             x_TP = frames_NP[start + low_T] * (1 - share_T1) + frames_NP[start + high_T] * share_T1
-            # Unit vectors of P numbers: scaled so that a number is of the size of the offset.
+            # x_TP are unit vectors: scale them so that a number has the size of the offset.
             product_QP = bases_QT @ x_TP * (np.sqrt(x_TP.shape[1]) / self.num_steps)
             out.append(((product_QP + self.offset) ** self.degree).ravel())
         return np.stack(out)
@@ -246,7 +249,7 @@ class KernelizedFeatures(ClassicalModel):
     def fit_classifier(self, features: np.ndarray, labels_V: np.ndarray) -> None:
         """PCA, then the SVM or the training videos as atoms."""
         size = min(self.feature_size, len(features) - 1, features.shape[1])
-        # Not standardised: the energy of a frequency says how much of it is signal.
+        # Not standardised: the energy of a frequency shows how much of it is signal.
         self._reduce = PCA(size, svd_solver="randomized", random_state=self.seed).fit(features)
         reduced_VS = self._reduce.transform(features)
         if self.classifier == "svm":
@@ -277,7 +280,7 @@ class KernelizedFeatures(ClassicalModel):
 
 
 class ConceptSelection(ClassicalModel):
-    """Scores of concepts, pooled over frames, the most telling kept by chi-square, linear SVM.
+    """Scores of concepts, pooled over frames and selected by chi-square, then a linear SVM.
 
     `concept_scores` gives the concepts' logits from vectors [N, E] (say, an ImageNet classifier's
     last layers on fc6). Without it the concepts are clusters of training frames, without names.
@@ -288,7 +291,7 @@ class ConceptSelection(ClassicalModel):
     def __init__(
         self,
         *,
-        modality: str = "context",
+        modality: Modality = "context",
         num_concepts: int = 1000,
         num_selected: int = 500,
         sharpness: float = 20.0,
@@ -309,7 +312,7 @@ class ConceptSelection(ClassicalModel):
         self._concepts: dict[str, np.ndarray] = {}
 
     def learn_words(self, modality: str, frames_NP: np.ndarray) -> None:
-        """Clusters to stand for concepts, unless a classifier was given."""
+        """Cluster the frames into concepts, unless `concept_scores` gives them."""
         if self.concept_scores is None:
             self._concepts[modality] = _spherical_words(frames_NP, self.num_concepts, self.seed)
 
@@ -384,7 +387,7 @@ def _spherical_words(frames_NP: np.ndarray, num_words: int, seed: int) -> np.nda
 
 
 def _decisions(classifier: Any, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Decision values with one column per class, also where there are only two."""
+    """Decision values with one column per class, and the classes; two columns for two classes."""
     values = classifier.decision_function(features)
     if values.ndim == 1:
         values = np.stack([-values, values], axis=1)

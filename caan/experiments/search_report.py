@@ -1,4 +1,4 @@
-"""What a search found: its trials as a table, slices over each option, and the report."""
+"""The results of a search: a table of its trials, a plot over each option, and the report."""
 
 import io
 import json

@@ -19,7 +19,7 @@ from caan.errors import InputError
 SAMPLERS = ("choice", "uniform", "loguniform", "randint")
 
 UNCOPYABLE = ("train.seed", "train.epochs", "train.optimizer", "train.checkpoint_every_epochs")
-"""Options of training that a trial cannot change while it runs."""
+"""Options of training that cannot change while a trial runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Axis:
 
     @property
     def is_choice(self) -> bool:
-        """Whether it has listed values, which a grid can walk."""
+        """Whether its values are listed, so that a grid can try all."""
         return self.sampler == "choice"
 
     def extremes(self) -> tuple[Any, ...]:
-        """The values that show whether all of them are allowed."""
+        """The values to check: if they are allowed, all are."""
         if self.sampler == "randint":
             return (self.values[0], self.values[1] - 1)
         return self.values
@@ -54,7 +54,7 @@ def parse_space(text: str, name: str) -> tuple[Axis, ...]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"space `{name}` is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"space `{name}` is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"space `{name}` must name options, as `model.scorer_depth: [1, 2, 3]`")
     return tuple(_axis(str(option), values, name) for option, values in content.items())
@@ -94,7 +94,7 @@ def _axis(option: str, given: Any, name: str) -> Axis:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads `1e-5` as text, and means a number."""
+    """A number from text such as `1e-5`, which YAML reads as text; other values as they are."""
     if isinstance(value, str) and value[:1] in "0123456789.-+":
         try:
             return float(value)
@@ -123,7 +123,7 @@ def check_space(
 
 
 def grid_size(axes: Sequence[Axis]) -> int:
-    """How many trials a full grid has.
+    """Number of trials of a full grid.
 
     Raises:
         InputError: an option is sampled and has no list of values.
@@ -138,7 +138,7 @@ def grid_size(axes: Sequence[Axis]) -> int:
 
 
 def check_population(axes: Sequence[Axis]) -> None:
-    """Say so if a population cannot vary these options: its trials copy each other's weights.
+    """Refuse options that a population (pbt) cannot vary.
 
     Raises:
         InputError: an option of the head, or one that is fixed once training has begun.
@@ -155,10 +155,10 @@ def check_population(axes: Sequence[Axis]) -> None:
 def max_concurrent(
     *, num_cpus: float, num_gpus: float, cpus_per_trial: float, gpus_per_trial: float
 ) -> int:
-    """How many trials run side by side on a cluster of so many CPUs and GPUs, at least 1.
+    """Number of trials that run side by side on a cluster of this size, at least 1.
 
     Raises:
-        InputError: not even one fits, or a request that is none.
+        InputError: not even one fits, or a trial asks for no CPU.
     """
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise InputError(

@@ -52,7 +52,7 @@ def test_there_are_the_four_spaces_and_the_papers_is_table_2() -> None:
         ("train.learning_rate: 0.1", "give a list"),
         ("train.learning_rate: []", "takes a list"),
         ("- a", "must name options"),
-        ("a: [", "no YAML"),
+        ("a: [", "not YAML"),
     ],
 )
 def test_mistakes_are_refused_by_name(text: str, expected: str) -> None:
