@@ -4,6 +4,7 @@ Everything is read, one part file in memory at a time: every page of every part 
 decompressed, and its checksum is compared if it has one.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -162,7 +163,8 @@ def _rows_of_shard(
         pts = frames.field("pts_seconds").to_numpy(zero_copy_only=False)
         face_index = faces.field("frame_index").to_numpy(zero_copy_only=False)
         _check_boxes(faces, uri, findings)
-        plain = table.drop_columns(["frames", "faces"]).to_pylist()
+        lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
+        plain = table.drop_columns(lists).to_pylist()
         bad = []
         for n, row in enumerate(plain):
             at = slice(frame_ends[n], frame_ends[n + 1])
@@ -193,6 +195,11 @@ def _segment_schema(table: pa.Table, record: dict[str, Any]) -> pa.Schema | None
         return features_schema(
             identity.get("face_dim", dims["face_vector"]),
             identity.get("context_dim", dims["context_vector"]),
+            **{
+                f"{kind}_pool5": math.prod(identity[f"{kind}_pool5_shape"])
+                for kind in ("face", "context")
+                if f"{kind}_pool5_shape" in identity
+            },
         )
     if not {"feature_vector", "appearance_vector"} <= set(dims):
         return None

@@ -10,6 +10,7 @@ import pytest
 from caan import config, storage
 from caan.errors import InputError
 from caan.outputs import layout
+from caan.outputs import verify as verify_module
 from caan.outputs.forget import counts_of, forget
 from caan.outputs.plan import plan_segments
 from caan.outputs.verify import verify
@@ -334,3 +335,9 @@ def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
         verify(str(tmp_path))
     storage.write_json(tmp_path / "run.json", {"fingerprint": "x", "is_complete": False})
     assert "not finished" in verify(str(tmp_path)).problems[0]
+
+
+def test_features_with_pool5_maps_have_the_expected_schema():
+    record = {"job": "extract", "identity": {"face_pool5_shape": [2, 3, 3]}}
+    expected = features_schema(4, 5, face_pool5=18)
+    assert verify_module._segment_schema(expected.empty_table(), record) == expected
