@@ -1,10 +1,13 @@
 """The Ray cluster: start, connect, count its nodes, wait for them."""
 
+import contextlib
 import logging
 import os
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -15,9 +18,8 @@ from caan.errors import InputError
 logger = logging.getLogger(__name__)
 
 MIN_LOGICAL_CPUS = 6
-"""Logical CPUs of an embedded Ray. Ray's read, filter and write tasks of a dataset take a
-slot each beside the stages' actors; with fewer slots than stages a dataset waits for itself for
-ever."""
+"""Fewest logical CPUs of an embedded Ray. Ray's read, filter and write tasks of a dataset take a
+slot each beside the stages' actors. With fewer slots than stages a dataset waits for ever."""
 
 
 def start() -> None:
@@ -27,40 +29,78 @@ def start() -> None:
     """
     if ray.is_initialized():
         return
-    # Workers on other nodes find this package through the job's working directory; those of an
-    # embedded Ray, and of a driver started by hand on the head, need the path.
-    path = os.pathsep.join(part for part in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if part)
-    # Ray's C++ log lines say nothing to the user of an embedded Ray; its errors reach Python.
+    # Ray's C++ log lines say nothing to the user of a job; its errors reach Python.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    env_vars = {"PYTHONPATH": path}
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        return
-    ray.init(
-        address="local",
-        num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": env_vars},
-    )
+    with _without_lines(b"environment variable RAY_BACKEND_LOG_LEVEL"):
+        if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            _start_embedded()
+
+
+def _start_embedded() -> None:
+    num_cpus = max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+    # Its notice about token authentication names options of clusters that others can reach.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # By default Ray starts a Python process per logical CPU before a task asks for one, as many at
+    # a time as there are cores, and prints a warning when a run needs more than that.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(4 * num_cpus))
+    # Workers import this package from the working directory. An inherited variable costs them
+    # nothing, a runtime environment of Ray costs each a set-up.
+    given = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (os.getcwd(), given) if part)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    finally:
+        if given is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = given
+
+
+@contextlib.contextmanager
+def _without_lines(text: bytes) -> Iterator[None]:
+    """Hold back what this process writes to stderr; write it at the end, without lines of `text`.
+
+    Ray's C++ says on stderr that it has read RAY_BACKEND_LOG_LEVEL, and no option turns that off.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if text not in line))
 
 
 def poll_training_often() -> None:
     """Let Ray Train take a report every 0.2 s, unless the user's environment says otherwise.
 
-    It takes one per poll, every 2 s by itself, and the workers wait: an epoch of a small head would
-    take 2 s.
+    By default it takes one every 2 s, and the workers wait for that: each epoch of a small head
+    would take 2 s.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
 def configure_data() -> None:
-    """Quiet progress bars and the settings of Ray Data that every dataset of ours shares."""
+    """Set what every dataset of the jobs shares in Ray Data; turn its progress bars off."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "bars disabled"
     # Ray warns where a pool has more actors than a small run has blocks, which harms nothing.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
 

@@ -72,7 +72,9 @@ class Pipeline:
         to_do = [commits.to_do(shard) for shard in left]
         num_segments = sum(segments for segments, _ in to_do)
         start_time, start_seconds = time.time(), time.perf_counter()
-        with Progress(monitor, num_segments, sum(s for _, s in to_do)) as progress:
+        sizes = self._sizes()
+        workers = sizes.num_decoders + sizes.num_embedders
+        with Progress(monitor, num_segments, sum(s for _, s in to_do), workers) as progress:
             for shard in left:
                 self._run_shard(shard, monitor)
             time.sleep(0.2 if left else 0)  # the last reports still arrive

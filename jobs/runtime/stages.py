@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class Monitor:
-    """Sums what the stages report while a dataset runs, for run.json and for Prometheus.
+    """Sum the counts that the stages report while a dataset runs, for run.json and Prometheus.
 
     A count `name` becomes the metric `ray_caan_<name>_total` with the labels `caan_job` and
     `stage`; of a count `status.<word>` the word is the label `status`.
@@ -21,6 +21,7 @@ class Monitor:
         self.job = job
         self.totals: dict[str, dict[str, float]] = {}
         self.nodes: dict[str, set[str]] = {}
+        self.num_started = 0
         self.began: dict[str, float] = {}
         self.counters: dict[str, metrics.Counter] = {}
 
@@ -34,6 +35,14 @@ class Monitor:
                 self._export(stage, name, value)
         self.nodes.setdefault(stage, set()).add(node_id)
 
+    def worker_started(self) -> None:
+        """Count an actor whose stage is built."""
+        self.num_started += 1
+
+    def num_workers(self) -> int:
+        """Actors whose stage is built, over all stages."""
+        return self.num_started
+
     def _export(self, stage: str, name: str, value: float) -> None:
         kind, _, status = name.partition(".")
         if kind not in self.counters:
@@ -45,11 +54,11 @@ class Monitor:
         self.counters[kind].inc(value, tags)
 
     def end(self) -> None:
-        """Leave as a process does, which hands the last counts on."""
+        """End this actor; its process exports the last counts first."""
         ray.actor.exit_actor()
 
     def when_began(self) -> dict[str, float]:
-        """When the first reported call of each stage began, in seconds since 1970."""
+        """Start of the first reported call of each stage, in seconds since 1970."""
         return self.began
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
@@ -58,7 +67,7 @@ class Monitor:
 
 
 def start_monitor(job: str) -> Any:
-    """A handle to a new monitor on the driver's node, which outlives all others for this run."""
+    """Start a monitor on the driver's node, which no lost node takes away; return its handle."""
     node = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(num_cpus=0)(Monitor)
     here = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -66,10 +75,10 @@ def start_monitor(job: str) -> Any:
 
 
 class Staged:
-    """Runs a stage of the library as a Ray Data actor and reports its counts to the monitor.
+    """Run a stage of the library as a Ray Data actor and report its counts to the monitor.
 
-    The stage is built once per actor from `build(*arguments)`; `stage(table)` gives a table, and
-    `stage.take_counts()` what to add to the totals since the last call.
+    The stage is built once per actor with `build(*arguments)`. `stage(table)` returns a table;
+    `stage.take_counts()` returns the counts since the last call.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class Staged:
         self.stage = build(*arguments)
         self.monitor = monitor
         self.node_id = ray.get_runtime_context().get_node_id()
+        monitor.worker_started.remote()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One batch through the stage."""

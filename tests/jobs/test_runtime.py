@@ -35,18 +35,29 @@ def test_a_storage_error_that_ray_wrapped_is_found_by_its_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("segments", "video_seconds", "line"),
-    [(2, 0.0, "2/2 segments done, 2 failed, 0 left"), (1, 0.0, "about ? left"),
-     (2, 50.0, "about 0 s left")],
+    ("embed", "decode", "started", "line"),
+    [({}, {}, 0, "0/2 segments done, 0 failed, 2 left; starting 2 workers"),
+     ({}, {}, 1, "0/2 segments done, 0 failed, 2 left; starting 1 worker"),
+     ({}, {}, 2, "0/2 segments done, 0 failed, 2 left; decoding the first frames"),
+     ({}, {"frames": 9}, 2, "2 left; the first frames are in the networks"),
+     ({"segments": 1}, {"failed": 1}, 2, "1/2 segments done, 1 failed, 1 left; decoding"),
+     ({"segments": 2}, {"failed": 2}, 2, "2/2 segments done, 2 failed, 0 left; 0.0 frames/s"),
+     ({"segments": 1, "video_seconds": 30.0, "frames": 30}, {}, 2, "about 5 s left"),
+     ({"segments": 2, "video_seconds": 50.0, "frames": 50}, {}, 2, "about 0 s left")],
 )  # fmt: skip
-def test_progress_has_a_line_where_every_file_is_bad(
-    monkeypatch: pytest.MonkeyPatch, segments: int, video_seconds: float, line: str
+def test_the_progress_line_says_what_a_run_waits_for_until_it_knows_a_speed(
+    monkeypatch: pytest.MonkeyPatch,
+    embed: dict[str, float],
+    decode: dict[str, float],
+    started: int,
+    line: str,
 ) -> None:
-    embed = {"segments": segments, "video_seconds": video_seconds}
-    totals = {"embed": embed, "decode": {"failed": 2}}
-    progress = Progress(monitor=None, num_segments=2, video_seconds=60.0)
-    monkeypatch.setattr(progress, "totals", lambda: (totals, {}))
+    progress = Progress(monitor=None, num_segments=2, video_seconds=60.0, workers=2)
+    progress.start_seconds -= 5.0
+    monkeypatch.setattr(progress, "totals", lambda: ({"embed": embed, "decode": decode}, {}))
+    monkeypatch.setattr(progress, "num_workers", lambda: started)
     assert line in progress.line()
+    assert "?" not in progress.line()
 
 
 @pytest.mark.parametrize(
