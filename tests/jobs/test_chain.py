@@ -28,7 +28,6 @@ from jobs.runtime.pipeline import actors
 from tests.support.clips import write_clip
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 STARTER = {
     "detector": "libfacedetection",
     "face_backbone": "starter_face",
@@ -212,13 +211,6 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False
     )
-
-
-@pytest.mark.parametrize("job", JOBS)
-def test_every_job_explains_itself(job: str) -> None:
-    result = run(f"jobs.{job}", "--help")
-    assert result.returncode == 0
-    assert f"python -m jobs.{job}" in result.stdout
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
