@@ -119,7 +119,7 @@ def served(rows, path):
 
 def test_votes_by_keyboard_are_saved_and_the_page_goes_on_where_it_stopped(tmp_path, carphone):
     if find_chromium() is None:
-        pytest.skip("needs chromium")
+        pytest.skip("no Chromium or Chrome is installed")
     rows, path = rows_of(tmp_path, 3), tmp_path / "votes.csv"
     for row in rows:
         Path(row["uri"]).write_bytes(carphone.read_bytes())
