@@ -76,7 +76,6 @@ def build_scorer(
         return SegmentScorer(extraction, folder, device, batch_size, num_threads, face_embedding)
 
 
-@ray.remote(num_cpus=1)
 def pool_part(
     output: str, number: int, video_files: dict[str, list[str]], files: Any, config: PoolConfig
 ) -> int:
@@ -137,8 +136,12 @@ def pool(output: str, model_ref: Any, config: PoolConfig) -> int:
             size = 0
         parts[-1][video_id] = video_files[video_id]
         size += num_segments[video_id]
-    tasks = [pool_part.remote(output, n, part, model_ref, config) for n, part in enumerate(parts)]
-    num_people = sum(ray.get(tasks))
+    if len(parts) == 1:  # the driver has loaded torch; a task would start a worker that loads it
+        num_people = pool_part(output, 0, parts[0], ray.get(model_ref), config)
+    else:
+        task: Any = ray.remote(num_cpus=1)(pool_part)
+        tasks = [task.remote(output, n, part, model_ref, config) for n, part in enumerate(parts)]
+        num_people = sum(ray.get(tasks))
     for table in TABLES:
         first_old = 0 if table == "windows" and not config.window_seconds else len(parts)
         for name in layout.part_files(output, table)[first_old:]:
