@@ -63,7 +63,7 @@ def cut(clip: Clip) -> str:
 
 
 def _cut(reader: MediaFile, clip: Clip, part: str) -> str:
-    first_pts, first = reader.first_picture()
+    first_pts, first = reader.first_image()
     start = first_pts + _ticks(clip.start_seconds, reader.time_base)
     end = first_pts + _ticks(clip.end_seconds, reader.time_base)
     stored = reader.stream.codec_context
@@ -151,7 +151,7 @@ def _shown(
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield time and frame: the frame shown at `start`, then those that follow before `end`."""
     before: tuple[int, VideoFrame] | None = None
-    for pts, picture in reader.pictures_from(start, first_pts):
+    for pts, picture in reader.images_from(start, first_pts):
         if pts >= end:
             break
         if pts <= start:

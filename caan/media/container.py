@@ -192,7 +192,7 @@ class MediaFile:
         self._needs_key = True
         return True
 
-    def pictures(self, is_unneeded: IsUnneeded | None = None) -> Iterator[tuple[int, VideoFrame]]:
+    def images(self, is_unneeded: IsUnneeded | None = None) -> Iterator[tuple[int, VideoFrame]]:
         """(pts, image) from here on, with rising pts; images that are not needed may be left out.
 
         Packets before the first good one may be damaged: a recording may begin anywhere. Damage
@@ -244,10 +244,10 @@ class MediaFile:
                 yield from frames
         except DecodeFailed as error:
             if isinstance(error.__cause__, FFmpegError):
-                yield from self._pictures_held_back(pts)
+                yield from self._images_held_back(pts)
             raise
 
-    def _pictures_held_back(self, damaged_pts: int | None) -> list[VideoFrame]:
+    def _images_held_back(self, damaged_pts: int | None) -> list[VideoFrame]:
         """Images before the damage that the decoder still holds."""
         try:
             held = self.stream.codec_context.decode(None)
@@ -259,26 +259,26 @@ class MediaFile:
             if damaged_pts is None or (frame.pts is not None and frame.pts <= damaged_pts)
         ]
 
-    def pictures_from(
+    def images_from(
         self, pts: int, start_pts: int, is_unneeded: IsUnneeded | None = None
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """As `pictures`, from an image at or before `pts` on, else from the video's first."""
+        """As `images`, from an image at or before `pts` on, else from the video's first."""
         second = round(1 / self.time_base)
         # In a program stream few packets have a time; the first after a seek are guessed.
         back = 10 * second if self.container.format.name == "mpeg" else 0
         while pts - back > start_pts and self.seek(pts - back):
-            pictures = self.pictures(is_unneeded)
-            first = next(pictures, None)
+            images = self.images(is_unneeded)
+            first = next(images, None)
             if first is not None and first[0] <= pts:
                 yield first
-                yield from pictures
+                yield from images
                 return
             # The demuxer went too far, or leading images of an open GOP were lost.
             back = max(2 * back, second)
         self.rewind()
-        yield from self.pictures(is_unneeded)
+        yield from self.images(is_unneeded)
 
-    def key_pictures(
+    def key_images(
         self, pts: int, start_pts: int, is_wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, VideoFrame | None]]:
         """(pts, image) of key frames, from one at or before `pts` on if there is one.
@@ -304,7 +304,7 @@ class MediaFile:
                 continue
             if packet.pts is None:
                 raise DecodeFailed("key frames without a time")
-            yield packet.pts, self._key_picture(packet) if is_wanted(packet.pts) else None
+            yield packet.pts, self._key_image(packet) if is_wanted(packet.pts) else None
 
     def _is_key_at_or_before(self, pts: int) -> bool:
         for packet in self.packets():
@@ -312,7 +312,7 @@ class MediaFile:
                 return packet.pts is not None and packet.pts <= pts
         return False
 
-    def _key_picture(self, packet: "Packet[VideoStream]") -> VideoFrame:
+    def _key_image(self, packet: "Packet[VideoStream]") -> VideoFrame:
         context = self.stream.codec_context
         try:
             frames = [*packet.decode(), *context.decode(None)]
@@ -325,12 +325,12 @@ class MediaFile:
                 return frame
         raise DecodeFailed(f"the key frame at {packet.pts} gives no image")
 
-    def first_picture(self) -> tuple[int, VideoFrame]:
+    def first_image(self) -> tuple[int, VideoFrame]:
         """(pts, image) of the video's first image; the file must have just been opened."""
-        for pts, picture in self.pictures():
-            if picture.width * picture.height > MAX_PIXELS:
-                raise TooLarge(f"images of {picture.width}x{picture.height} are not decoded")
-            return pts, picture
+        for pts, image in self.images():
+            if image.width * image.height > MAX_PIXELS:
+                raise TooLarge(f"images of {image.width}x{image.height} are not decoded")
+            return pts, image
         # Some decoders refuse a large image without naming the reason.
         raise DecodeFailed(f"no image can be decoded: damaged, or larger than {MAX_PIXELS} px")
 

@@ -62,7 +62,7 @@ def probe(source: Source) -> VideoProbe:
         VideoError: `Missing`, `Unreadable`, `NoVideoStream`, `TooLarge` or `DecodeFailed`.
     """
     with MediaFile(source) as reader:
-        start_pts, first = reader.first_picture()
+        start_pts, first = reader.first_image()
         stream, time_base = reader.stream, reader.time_base
         width, height, turns, is_mirrored = *(first.width, first.height), *orientation(first)
         rate = stream.average_rate or stream.guessed_rate
@@ -113,7 +113,7 @@ def sample_frames(
     require_decoder(decoder)
     with MediaFile(source) as reader:
         if probe is None:
-            start_pts, first = reader.first_picture()
+            start_pts, first = reader.first_image()
             degrees, is_mirrored = orientation(first)
         else:
             start_pts, degrees, is_mirrored = (
@@ -168,7 +168,7 @@ def key_frames(
     """
     converter = RgbConverter(None)
     with MediaFile(source) as reader:
-        start_pts, _ = reader.first_picture()
+        start_pts, _ = reader.first_image()
         grid = Grid.make(fps, start_pts, reader.time_base, 0, None)
         cell_ticks = max(1, round(Fraction(cell_seconds) / reader.time_base))
         first_cell = max(0, int(start_seconds / cell_seconds))
@@ -179,7 +179,7 @@ def key_frames(
             return pts >= start_pts and (pts - start_pts) // cell_ticks > last_cell
 
         begin_pts = start_pts + first_cell * cell_ticks
-        for pts, image in reader.key_pictures(begin_pts, start_pts, is_wanted):
+        for pts, image in reader.key_images(begin_pts, start_pts, is_wanted):
             last_pts = max(last_pts, pts)
             if image is not None:
                 last_cell = (pts - start_pts) // cell_ticks
@@ -210,12 +210,12 @@ def decode_at(
     images: dict[float, np.ndarray] = {}
     converter = RgbConverter(max_side_pixels)
     with MediaFile(source) as reader:
-        start_pts, first = reader.first_picture()
+        start_pts, first = reader.first_image()
         for seconds in sorted(set(times_seconds)):
             # Half a tick more: an image's own time may have been rounded to a float.
             ticks = int(Fraction(max(seconds, 0.0)) / reader.time_base + Fraction(1, 2))
             shown = first
-            for pts, image in reader.pictures_from(start_pts + ticks, start_pts):
+            for pts, image in reader.images_from(start_pts + ticks, start_pts):
                 if pts > start_pts + ticks:
                     break
                 shown = image
@@ -224,7 +224,7 @@ def decode_at(
 
 
 def _pyav_frames(reader: MediaFile, grid: Grid, converter: RgbConverter) -> Iterator[Frame]:
-    decoded = reader.pictures_from(grid.first_pts(), grid.start_pts, grid.is_superseded)
+    decoded = reader.images_from(grid.first_pts(), grid.start_pts, grid.is_superseded)
     last: tuple[VideoFrame, np.ndarray] | None = None
     for index, pts, frame in grid.select(decoded):
         if last is None or last[0] is not frame:
