@@ -41,14 +41,15 @@ class PoolSizes:
 def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
     """Sizes and places of the pools, leaving CPU slots for Ray's own tasks.
 
-    Without a GPU the networks take nearly all the time, so an actor per 16 cores uses all of them
-    and decoding overlaps with it. Of two cores each has its own: two threads of one network wait
-    for each other while a decoder has one of the cores (13 clips, one of two threads against two of
-    one: 1.76 and 1.85 frames/s). With GPUs each carries one embedder and the cores decode. Where
-    nodes carry the label `caan-role` with `decode` or `embed`, that stage runs on them alone.
+    Without a GPU the networks take nearly all the time: one embedder per 16 cores uses all of them,
+    and decoding overlaps with it. On two cores each core has an embedder of its own: two threads of
+    one network wait for each other while a decoder uses one of the cores (13 clips, one embedder of
+    two threads against two of one: 1.76 and 1.85 frames/s). With GPUs there is one embedder per
+    GPU, and the cores decode. If nodes have the label `caan-role` with `decode` or `embed`, that
+    stage runs on these nodes only.
 
     Raises:
-        InputError: the cluster has too few CPU slots: a dataset would wait for ever.
+        InputError: the cluster has too few CPU slots, so that a dataset would wait for ever.
     """
     logical = float(ray.cluster_resources().get("CPU", 0))
     if logical < 3:
@@ -85,9 +86,8 @@ def pool_sizes(decoders: int = 0, embedders: int = 0) -> PoolSizes:
 def actor_claim(node_cpus: list[float], num_actors: int) -> float:
     """Logical CPUs that each of so many actors may claim.
 
-    Two whole slots stay free for the read, filter and write tasks. Of several nodes the largest may
-    die: its actors must find room on the others, or the dataset waits for ever for, say, the only
-    one that holds the networks.
+    Two whole slots stay free for the read, filter and write tasks. If the largest of several nodes
+    dies, its actors must find room on the others; else the dataset waits for them for ever.
     """
     left = sorted(node_cpus)[:-1] if sum(sorted(node_cpus)[:-1]) > 2 else node_cpus
     claim = max(0.01, min(1.0, round((sum(left) - 2.0) / num_actors - 0.005, 2)))
