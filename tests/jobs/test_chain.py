@@ -231,7 +231,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "list without paths": (
             ["index", "--input", f"{at}/list.csv", "--output", f"{at}/m.parquet"],
-            "column `uri` or `path`",
+            "no column `uri`, `path` or `file`",
         ),
         "wrong schema": (
             ["extract", "--manifest", f"{at}/wrong.parquet", "--output", f"{at}/o", *starter],
