@@ -49,10 +49,6 @@ class Job:
     """Model `caan` to start from: `starter`, or a model folder; the head says the same at first."""
     shuffle_labels: bool = False
     """Train on labels dealt out at random: a control that must end at chance."""
-    loader: Literal["auto", "memory", "stream"] = "auto"
-    """memory holds all features on each node, stream reads them from files; auto: as they fit."""
-    memory_limit_gb: float = 0.0
-    """Most vectors that auto holds in memory, in GB; 0: a quarter of this machine's memory."""
     num_workers: int = 1
     """Worker processes."""
     min_workers: int = 0
@@ -64,7 +60,7 @@ class Job:
     on_change: Literal["error", "recompute"] = "error"
     """When the model in --output was trained on other data or with other options."""
     pool5_gib: float = 8.0
-    """Most memory for pool5 maps, which model pool5_attention reads, in GiB."""
+    """Most room for pool5 maps, which model pool5_attention reads, in GiB."""
     tensorboard: str = ""
     """Local folder for TensorBoard's event files, written every epoch; empty: none."""
     seed: int = 0
@@ -112,7 +108,7 @@ def main(job: Job) -> int:
             logger.info("%s holds the model of this run: nothing to do", job.output)
             return 0
         cluster.start()
-        training.train_model(run, data, model, train, init=init)
+        training.train_model(run, data, model, train, vectors=Path(scratch), init=init)
     return 0
 
 

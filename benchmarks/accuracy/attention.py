@@ -29,7 +29,8 @@ import torch
 
 from benchmarks.measuring import RESULTS, read_record, write_record
 from caan.experiments.results import bootstrap
-from caan.features.packed import PackedVideos, pack_features
+from caan.features.packed import PackedVideos
+from caan.features.packing import pack_features
 from caan.models import checkpoint
 from caan.outputs import layout
 from caan.starter.head_recipe import area_under_curve

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring import RESULTS, write_record
 from caan import metrics
-from caan.features.packed import PackedVideos, pack_features
+from caan.features.packed import PackedVideos
+from caan.features.packing import pack_features
 from caan.models import checkpoint
 from caan.outputs import layout
 from caan.training.predict import predict

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks.measuring import RESULTS, write_record
 from caan.experiments.classical import CLASSICAL_MODELS
-from caan.features.batches import MemoryLoader
+from caan.features.batches import Loader
 from caan.features.packed import PackedVideos
 from caan.models.build import build_model
 from caan.models.head import FrameBatch, Head
@@ -81,7 +81,7 @@ def plain_epoch(videos: PackedVideos, recipe: Recipe) -> float:
     """CPU seconds of the loop that one would write by hand, on tensors in memory."""
     head = head_of(recipe).train()
     config = recipe.train
-    loader = MemoryLoader(
+    loader = Loader(
         videos,
         modalities=head.modalities,
         batch_videos=config.batch_videos,

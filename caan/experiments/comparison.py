@@ -7,15 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from caan import storage
-from caan.datasets.registry import face_crops_of, require_context
+from caan.datasets.registry import require_context
 from caan.errors import InputError
 from caan.experiments.trials import FROM_POOL5, SYSTEMS, apply_splits, modalities_of
-from caan.features import leakage
-from caan.features.packed import PackedVideos, add_maps, pack_features
-from caan.outputs import layout
-from caan.outputs.plan import check_manifest
-from caan.schema import label_set_of
+from caan.features.open_features import open_features
+from caan.features.packed import PackedVideos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,33 +49,12 @@ def read_comparison(
         InputError: no finished features, no labels, manifests that disagree, or no pool5 maps for
             a system that was asked for.
     """
-    run_file = storage.join(features, "run.json")
-    if not storage.exists(run_file):
-        raise InputError(f"`{features}` holds no features: it has no run.json.")
-    record = storage.read_json(run_file)
-    if not record.get("is_complete") or record.get("job") != "extract":
-        raise InputError(
-            f"the features in `{features}` are not finished: run the same jobs.extract again."
-        )
-    uris = manifests or (storage.join(features, "manifest.parquet"),)
-    read = [storage.read_table(uri) for uri in uris]
-    checked = [check_manifest(table, uri) for table, uri in zip(read, uris, strict=True)]
-    face_crops = record.get("face_crops") or face_crops_of(read[0])
+    opened = open_features(features, manifests)
     for name in systems or SYSTEMS:
-        require_context(face_crops, modalities_of(name))
-    labels = [label for label in checked[0]["label"].to_pylist() if label]
-    if not labels:
-        raise InputError(f"manifest `{uris[0]}` has no labels: there is nothing to compare.")
-    columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
-    labelled = checked[0].filter(pc.is_valid(checked[0]["label"]))
-    packed = pack_features(
-        layout.latest_segments(features, "features", columns), labelled, label_set_of(labels)
-    )
-    shapes = {
-        name: shape
-        for name in ("face", "context")
-        if (shape := record.get("identity", {}).get(f"{name}_pool5_shape"))
-    }
+        require_context(opened.record["face_crops"], modalities_of(name))
+    labelled = opened.manifests[0].filter(pc.is_valid(opened.manifests[0]["label"]))
+    packed = opened.pack(labelled)
+    shapes = opened.map_shapes()
     chosen = tuple(systems) or tuple(
         name for name in SYSTEMS if FROM_POOL5.get(name, "") in ("", *shapes)
     )
@@ -91,21 +66,14 @@ def read_comparison(
             "have none: extract with `--pool5 both`, or leave these systems out."
         )
     if needed:
-        columns += [f"{name}_pool5" for name in sorted(needed)]
-        packed = add_maps(
-            packed,
-            layout.latest_segments(features, "features", columns),
-            {name: shapes[name] for name in sorted(needed)},
-            max_bytes=int(pool5_gib * 2**30),
-        )
-    seen = leakage.read_beside(features)
+        packed = opened.with_maps(packed, sorted(needed), max_gib=pool5_gib)
     splits_DV = {}
-    for number, (uri, manifest) in enumerate(zip(uris, checked, strict=True)):
-        honest = leakage.honest_splits(manifest, seen, train_split)
+    for number, uri in enumerate(opened.manifest_uris):
+        honest = opened.honest_manifest(number, train_split)
         splits_DV[f"split{number}"] = apply_splits(packed, honest, uri).splits_V
     return ComparisonData(
         videos=packed,
         splits_DV=splits_DV,
         systems=chosen,
-        fingerprint=record["fingerprint"],
+        fingerprint=opened.record["fingerprint"],
     )

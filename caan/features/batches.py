@@ -1,14 +1,14 @@
 """Batches of packed videos: what an epoch sees, the same for any number of workers."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.features.packed import PackedVideos, Videos
+from caan.features.packed import PackedVideos
 from caan.models.head import FrameBatch, Head
 
 SAMPLINGS = ("balanced", "shuffled")
@@ -24,25 +24,8 @@ class Batch(NamedTuple):
     """Shares of the annotators' votes, if they are known."""
 
 
-class Loader(Protocol):
-    """What `caan.training.loop.fit_loader` learns from."""
-
-    label_counts_K: np.ndarray
-    """Training videos per emotion, over all workers."""
-    class_weights_K: np.ndarray
-    """Weight of each emotion's videos that makes up for batches without equally many of each."""
-
-    def moments(self, modality: str) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the training frames' "face" or "context" vectors."""
-        ...
-
-    def training(self, epoch: int) -> Iterator[Batch]:
-        """This worker's part of each batch of an epoch; as many batches on every worker."""
-        ...
-
-
-class MemoryLoader:
-    """Batches from packed videos in memory, in a seeded order that all workers compute alike.
+class Loader:
+    """Batches of packed videos in a seeded order that all workers compute alike.
 
     Each worker takes its slice of every global batch, so what is learned does not depend on how
     many there are.
@@ -74,7 +57,6 @@ class MemoryLoader:
         self.label_counts_K = np.bincount(
             self.videos.labels_V, minlength=len(self.videos.label_set)
         )
-        self.class_weights_K = np.ones(len(self.label_counts_K), np.float32)
         self._modalities = modalities
         self._maps = tuple(maps)
         self._batch_videos = batch_videos
@@ -221,7 +203,7 @@ def rows_of_all(videos: PackedVideos) -> np.ndarray:
     return np.repeat(first_V, videos.counts_V) + np.arange(ends_V[-1] if len(ends_V) else 0)
 
 
-def check_faces(model: Head, videos: Videos) -> None:
+def check_faces(model: Head, videos: PackedVideos) -> None:
     """Say so if frames have no face and the head has nothing to put there.
 
     Raises:

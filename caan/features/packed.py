@@ -1,56 +1,13 @@
-"""Features of many videos in a few flat arrays, which worker processes can share without copies."""
+"""Features of many videos in a few flat arrays, in memory or mapped from files of this node."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from caan.errors import InputError
-from caan.features.manifest_arrays import manifest_arrays, marked_boxes, soft_labels
-
-NO_FACE_POLICIES = ("drop", "context_only")
-
-MAP_SEGMENTS = 16
-"""Segments whose pool5 maps are copied at once (100 MB of VGG's with 128 frames each)."""
-
-
-class Videos(Protocol):
-    """Videos to go over: packed in memory (PackedVideos), or in files (PackedFiles)."""
-
-    @property
-    def label_set(self) -> tuple[str, ...]:
-        """The emotions, in the order of their numbers."""
-        ...
-
-    @property
-    def face_dim(self) -> int:
-        """Size of a face vector."""
-        ...
-
-    @property
-    def context_dim(self) -> int:
-        """Size of a context vector."""
-        ...
-
-    @property
-    def has_all_faces(self) -> bool:
-        """Whether every frame has a face."""
-        ...
-
-    @property
-    def maps(self) -> Mapping[str, np.ndarray]:
-        """pool5 maps by modality."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def shares(self, rank: int, world_size: int) -> Iterator["PackedVideos"]:
-        """This worker's part of the videos, in portions; those of all workers are all videos."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +15,8 @@ class PackedVideos:
     """Frames of all videos end to end; a video is `starts[v]` and the `counts[v]` rows from there.
 
     N frames of the whole pack, V videos of this selection. Selections share the frame arrays.
+    Vectors and maps are plain arrays, or arrays that are mapped from files (`vectors_in`): all
+    processes of a node then share one copy, which may be larger than its memory.
     """
 
     face_ND: np.ndarray
@@ -116,6 +75,32 @@ class PackedVideos:
         missing = np.concatenate([[0], np.cumsum(~self.has_face_N)])
         return bool((missing[self.starts_V + self.counts_V] == missing[self.starts_V]).all())
 
+    def without_vectors(self) -> "PackedVideos":
+        """The same videos without vectors and maps: small enough to send to another process."""
+        return dataclasses.replace(
+            self,
+            face_ND=np.empty((0, self.face_dim), np.float16),
+            context_NE=np.empty((0, self.context_dim), np.float16),
+            maps={name: np.empty((0, *m.shape[1:]), np.float16) for name, m in self.maps.items()},
+        )
+
+    def vectors_in(self, folder: Path) -> "PackedVideos":
+        """The same videos with vectors and maps mapped from the files that `pack_features` wrote.
+
+        Raises:
+            FileNotFoundError: the folder lacks a file.
+        """
+        count = len(self.has_face_N)
+        return dataclasses.replace(
+            self,
+            face_ND=mapped(folder, "face", (count, self.face_dim)),
+            context_NE=mapped(folder, "context", (count, self.context_dim)),
+            maps={
+                name: mapped(folder, f"{name}_pool5", (count, *maps_NCHW.shape[1:]))
+                for name, maps_NCHW in self.maps.items()
+            },
+        )
+
     def select(self, videos: np.ndarray | Sequence[int]) -> "PackedVideos":
         """These videos (numbers, or a mask), sharing the frame arrays."""
         chosen = np.asarray(videos)
@@ -156,271 +141,8 @@ class PackedVideos:
         return slice(start, start + int(self.counts_V[video]))
 
 
-def pack_features(
-    features: Iterable[pa.Table],
-    manifest: pa.Table,
-    label_set: Sequence[str],
-    *,
-    no_face: str = "drop",
-) -> PackedVideos:
-    """All videos of the manifest with their frames, one face per frame, in the manifest's order.
-
-    `features` are tables of `features_schema`, a row per segment, each segment once. The face of a
-    frame is the one that overlaps the manifest's `face_box` most, else the largest. Frames without
-    a face are dropped (paper 4.1), or with `no_face="context_only"` kept with a zero face vector.
-
-    Raises:
-        InputError: a label outside the label set, no features for the manifest's videos, features
-            of different backbones.
-    """
-    parts = list(usable_frames(features, manifest, no_face=no_face))
-    if not any(part.any_known for part in parts):
-        raise InputError("no features belong to the videos of this manifest")
-    video_N = _joined(parts, "video_N")
-    index_N = _joined(parts, "frame_index_N")
-    order_N = np.lexsort((index_N, video_N))
-    in_order = bool((order_N[1:] > order_N[:-1]).all())
-    arrays: dict[str, Any] = {
-        name: _joined(parts, name, None if in_order else order_N)
-        for name in ("face_ND", "context_NE", "has_face_N", "pts_seconds_N", "boxes_N4")
-    }
-    counts_V = np.bincount(video_N, minlength=manifest.num_rows).astype(np.int64)
-    return PackedVideos(
-        **arrays,
-        frame_indices_N=index_N if in_order else index_N[order_N],
-        starts_V=np.concatenate([[0], np.cumsum(counts_V)[:-1]]).astype(np.int64),
-        counts_V=counts_V,
-        **manifest_arrays(manifest, label_set),
-        soft_VK=soft_labels(manifest, label_set),
-    )
-
-
-def usable_frames(
-    features: Iterable[pa.Table], manifest: pa.Table, *, no_face: str = "drop"
-) -> Iterator["Frames"]:
-    """The usable frames of each record batch of these tables, chosen as `pack_features` says.
-
-    Raises:
-        InputError: features of different backbones, or an unknown `no_face`.
-    """
-    if no_face not in NO_FACE_POLICIES:
-        raise InputError(
-            f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
-        )
-    video_ids = manifest["video_id"].combine_chunks()
-    marked_V4 = marked_boxes(manifest)
-    dims: tuple[int, int] | None = None
-    for table in features:
-        table_dims = _dimensions(table.schema)
-        if dims is not None and table_dims != dims:
-            raise InputError(
-                f"features of different backbones: vectors of {dims} and {table_dims} numbers "
-                "(face, context); pack each extraction on its own"
-            )
-        dims = table_dims
-        for batch in table.to_batches():
-            if batch.num_rows:
-                yield _frames_of_batch(batch, video_ids, marked_V4, no_face)
-
-
-def add_maps(
-    videos: PackedVideos,
-    features: Iterable[pa.Table],
-    shapes: Mapping[str, Sequence[int]],
-    *,
-    max_bytes: int = 8 << 30,
-) -> PackedVideos:
-    """The whole pack with the pool5 maps of its frames and faces, in float16 as they are stored.
-
-    `features` are those that were packed, read again with `face_pool5` or `context_pool5`; `shapes`
-    has channels, height and width of each modality wanted. The arrays are made once, at their full
-    size, and filled table by table: no second copy of the maps is ever held.
-
-    Raises:
-        InputError: the features have no such maps, or not of every frame; the maps would take more
-            than `max_bytes`.
-    """
-    num_frames = len(videos.pts_seconds_N)
-    wanted = {name: (num_frames, *(int(size) for size in shape)) for name, shape in shapes.items()}
-    num_bytes = sum(2 * int(np.prod(shape)) for shape in wanted.values())
-    if num_bytes > max_bytes:
-        raise InputError(
-            f"the pool5 maps of {num_frames} frames take {num_bytes / 2**30:.1f} GiB, and the "
-            f"limit is {max_bytes / 2**30:.1f} (`--pool5-gib`): leave out the models that score "
-            "from pool5, extract fewer frames per second, or raise the limit"
-        )
-    maps = {name: np.zeros(shape, np.float16) for name, shape in wanted.items()}
-    filled = {name: np.zeros(num_frames, bool) for name in maps}
-    ids = pa.array(videos.video_ids_V.tolist(), pa.string())
-    span = int(videos.frame_indices_N.max(initial=0)) + 2
-    key_N = np.repeat(np.arange(len(videos)), videos.counts_V) * span + videos.frame_indices_N
-    for table in features:
-        for name in maps:
-            if f"{name}_pool5" not in table.column_names:
-                raise InputError(_no_maps(name))
-        for batch in table.to_batches(max_chunksize=MAP_SEGMENTS):
-            for name in maps:
-                rows, map_rows, values = _map_rows(batch, name, ids, span, key_N, videos.boxes_N4)
-                maps[name][rows] = values[map_rows].reshape(-1, *wanted[name][1:])
-                filled[name][rows] = True
-    for name, filled_N in filled.items():
-        if not (filled_N | ~videos.has_face_N if name == "face" else filled_N).all():
-            raise InputError(_no_maps(name))
-    return dataclasses.replace(videos, maps=maps)
-
-
-def _no_maps(modality: str) -> str:
-    return (
-        f"these features have no pool5 maps of the {modality} for every frame: extract them with "
-        f"`--pool5 {modality}` (or `both`), or take a model that scores from fc6"
-    )
-
-
-def _map_rows(
-    batch: pa.RecordBatch,
-    modality: str,
-    video_ids: pa.Array,
-    span: int,
-    key_N: np.ndarray,
-    boxes_N4: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the pack, for each its row in these maps, and the maps [n, C * H * W]."""
-    items, segment = _flat_list(batch.column("faces" if modality == "face" else "frames"))
-    values, map_row = _vectors(batch.column(f"{modality}_pool5").flatten())
-    index = items.field("frame_index").to_numpy(zero_copy_only=False)
-    video = _positions(batch.column("video_id"), video_ids)[segment]
-    key = video * span + np.minimum(index, span - 1)
-    row = np.minimum(np.searchsorted(key_N, key), max(len(key_N) - 1, 0))
-    good = (video >= 0) & (map_row >= 0) & (len(key_N) > 0)
-    good[good] = key_N[row[good]] == key[good]
-    if modality == "face":
-        boxes = items.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
-        good[good] = (boxes_N4[row[good]] == boxes[good]).all(axis=1)
-    return row[good], map_row[good], values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """Usable frames of some segments, in file order."""
-
-    video_N: np.ndarray
-    """Number of each frame's video in the manifest; -1 for one that it does not name."""
-    frame_index_N: np.ndarray
-    pts_seconds_N: np.ndarray
-    has_face_N: np.ndarray
-    boxes_N4: np.ndarray
-    face_ND: np.ndarray
-    context_NE: np.ndarray
-    any_known: bool
-
-
-def _joined(parts: list[Frames], name: str, order: np.ndarray | None = None) -> np.ndarray:
-    """One array of all parts; a part's own copy is not kept longer than needed."""
-    joined = np.concatenate([getattr(part, name) for part in parts])
-    return joined if order is None else joined[order]
-
-
-def _frames_of_batch(
-    batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: str
-) -> Frames:
-    """The usable frames of some segments, without a Python loop over frames."""
-    video_S = _positions(batch.column("video_id"), video_ids)
-    frames, segment_F = _flat_list(batch.column("frames"))
-    faces, segment_P = _flat_list(batch.column("faces"))
-    context_CE, context_row_F = _vectors(frames.field("context_vector"))
-    face_QD, face_row_P = _vectors(faces.field("face_vector"))
-    frame_index_F = frames.field("frame_index").to_numpy(zero_copy_only=False)
-    face_index_P = faces.field("frame_index").to_numpy(zero_copy_only=False)
-    boxes_P4 = faces.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
-
-    video_P = video_S[segment_P]
-    overlap_P = _overlap(boxes_P4, marked_V4[np.maximum(video_P, 0)])
-    area_P = (boxes_P4[:, 2] - boxes_P4[:, 0]) * (boxes_P4[:, 3] - boxes_P4[:, 1])
-    # A segment's frames are numbered by the grid: segment and grid index name a frame.
-    span = int(max(frame_index_F.max(initial=0), face_index_P.max(initial=0))) + 1
-    key_F = segment_F * span + frame_index_F
-    key_P = segment_P * span + face_index_P
-    order_P = np.lexsort((area_P, overlap_P, key_P))
-    order_P = order_P[face_row_P[order_P] >= 0]
-    ordered_key = key_P[order_P]
-    last = np.ones(len(order_P), dtype=bool)
-    last[:-1] = ordered_key[1:] != ordered_key[:-1]
-    best_face, best_key = order_P[last], ordered_key[last]
-
-    place_F = np.searchsorted(best_key, key_F)
-    has_face_F = np.zeros(len(key_F), dtype=bool)
-    inside = place_F < len(best_key)
-    has_face_F[inside] = best_key[place_F[inside]] == key_F[inside]
-    usable_F = (context_row_F >= 0) & (video_S[segment_F] >= 0)
-    if no_face == "drop":
-        usable_F &= has_face_F
-    kept = np.flatnonzero(usable_F)
-    has_face_N = has_face_F[kept]
-    chosen = best_face[place_F[kept][has_face_N]]
-    face_ND = np.zeros((len(kept), face_QD.shape[1]), dtype=np.float16)
-    face_ND[has_face_N] = face_QD[face_row_P[chosen]]
-    boxes_N4 = np.full((len(kept), 4), np.nan, dtype=np.float32)
-    boxes_N4[has_face_N] = boxes_P4[chosen]
-    return Frames(
-        video_N=video_S[segment_F[kept]],
-        frame_index_N=frame_index_F[kept],
-        pts_seconds_N=frames.field("pts_seconds").to_numpy(zero_copy_only=False)[kept],
-        has_face_N=has_face_N,
-        boxes_N4=boxes_N4,
-        face_ND=face_ND,
-        context_NE=context_CE[context_row_F[kept]],
-        any_known=bool((video_S >= 0).any()),
-    )
-
-
-def _flat_list(column: pa.Array) -> tuple[pa.StructArray, np.ndarray]:
-    """All elements of a list column, and the row that each comes from."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return column.flatten(), np.repeat(np.arange(len(column), dtype=np.int64), lengths)
-
-
-def _vectors(column: pa.FixedSizeListArray) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors that are there, float16 [n, D], and for each element its row in them or -1."""
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    rows = np.where(valid, np.cumsum(valid) - 1, -1)
-    values = column.flatten().to_numpy(zero_copy_only=True)
-    return values.reshape(-1, column.type.list_size), rows
-
-
-def _positions(values: pa.Array, known: pa.Array) -> np.ndarray:
-    """Position of each value among the known ones, or -1."""
-    return (
-        pc.fill_null(pc.index_in(values, value_set=known), -1)
-        .to_numpy(zero_copy_only=False)
-        .astype(np.int64)
-    )
-
-
-def _overlap(boxes_P4: np.ndarray, marked_P4: np.ndarray) -> np.ndarray:
-    """Intersection over union with the marked box; 0 where nothing is marked."""
-    low_P2 = np.fmax(boxes_P4[:, :2], marked_P4[:, :2])
-    high_P2 = np.fmin(boxes_P4[:, 2:], marked_P4[:, 2:])
-    shared_P = np.prod(np.clip(high_P2 - low_P2, 0, None), axis=1)
-    union_P = (
-        np.prod(boxes_P4[:, 2:] - boxes_P4[:, :2], axis=1)
-        + np.prod(marked_P4[:, 2:] - marked_P4[:, :2], axis=1)
-        - shared_P
-    )
-    return np.nan_to_num(shared_P / np.maximum(union_P, 1e-9), nan=0.0)
-
-
-def _dimensions(schema: pa.Schema) -> tuple[int, int]:
-    """Sizes of face and context vectors that a features schema states.
-
-    Raises:
-        InputError: it is no features schema.
-    """
-    try:
-        face = schema.field("faces").type.value_type.field("face_vector").type.list_size
-        context = schema.field("frames").type.value_type.field("context_vector").type.list_size
-    except (KeyError, AttributeError) as error:
-        raise InputError(
-            "these tables are no features: they lack the columns `frames` with `context_vector` "
-            "and `faces` with `face_vector`; write them with jobs.extract"
-        ) from error
-    return face, context
+def mapped(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float16 array `name` of a folder of packed features, mapped read-only."""
+    if 0 in shape:
+        return np.empty(shape, np.float16)  # an empty file cannot be mapped
+    return np.memmap(folder / f"{name}.f16", np.float16, "r", shape=shape)

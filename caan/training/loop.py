@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from caan.errors import InputError
-from caan.features.batches import Loader, MemoryLoader, check_classes, check_faces
-from caan.features.packed import PackedVideos, Videos
+from caan.features.batches import Loader, check_classes, check_faces
+from caan.features.packed import PackedVideos
 from caan.models.evidence import check_dimensions, frames_to
 from caan.models.head import Head, HeadOutput
 from caan.training import losses
@@ -76,7 +76,7 @@ def fit(
         InputError: a class without training videos, or only one class; dimensions that the head
             does not have; training that diverged in its first epoch.
     """
-    loader = MemoryLoader(
+    loader = Loader(
         train,
         modalities=model.modalities,
         maps=model.map_shapes,
@@ -87,38 +87,7 @@ def fit(
         rank=rank,
         world_size=world_size,
     )
-    return fit_loader(
-        model,
-        loader,
-        train.usable(),
-        validation.usable(),
-        config,
-        report=report,
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        resume=resume,
-    )
-
-
-def fit_loader(
-    model: Head,
-    loader: Loader,
-    train: Videos,
-    validation: Videos,
-    config: TrainConfig,
-    *,
-    report: Report | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str = "cpu",
-    resume: Path | None = None,
-) -> FitResult:
-    """`fit` with training batches from any loader; `train` are the same videos for one pass.
-
-    Raises:
-        InputError: what `fit` refuses.
-    """
+    train, validation = train.usable(), validation.usable()
     check_dimensions(model, train)
     check_faces(model, train)
     check_classes(loader.label_counts_K, train.label_set)
@@ -148,8 +117,7 @@ def fit_loader(
         np.repeat(np.arange(len(loader.label_counts_K)), loader.label_counts_K),
         len(loader.label_counts_K),
         config.losses.class_weights,
-    )
-    weights_K = (weights_K * torch.from_numpy(loader.class_weights_K)).to(device)
+    ).to(device)
     for epoch in range(run.next_epoch, config.epochs):
         started, cpu_started = time.perf_counter(), time.process_time()
         torch.manual_seed((config.seed * 100_003 + epoch) * 1009 + rank)
@@ -278,8 +246,8 @@ class TrainingRun:
 
     def finish(
         self,
-        train: Videos,
-        validation: Videos,
+        train: PackedVideos,
+        validation: PackedVideos,
         device: torch.device,
         rank: int,
         world_size: int,

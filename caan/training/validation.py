@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan import metrics
-from caan.features.packed import Videos
+from caan.features.packed import PackedVideos
 from caan.models.config import RULES
 from caan.models.evidence import calibrated_temperature
 from caan.models.head import Head
@@ -39,7 +39,7 @@ class Judged:
 
 def judge(
     model: Head,
-    videos: Videos,
+    videos: PackedVideos,
     *,
     centroids_KR: Tensor | None = None,
     device: torch.device | str = "cpu",
@@ -91,7 +91,7 @@ def metrics_by_rule(judged: Judged) -> tuple[dict[str, float], dict[str, float]]
 
 def centroids(
     model: Head,
-    videos: Videos,
+    videos: PackedVideos,
     *,
     device: torch.device | str = "cpu",
     rank: int = 0,

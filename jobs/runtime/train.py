@@ -21,8 +21,6 @@ from caan.backbones.weights import finetuned_of
 from caan.errors import InputError
 from caan.experiments.trials import match_pool5_shape
 from caan.extraction.config import ExtractionConfig
-from caan.features.packed import PackedVideos
-from caan.features.packed_files import PackedFiles
 from caan.models import checkpoint
 from caan.models.build import build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
@@ -31,8 +29,8 @@ from caan.models.head import Head
 from caan.models.net2net import grow_from
 from caan.outputs import layout
 from caan.training.config import TrainConfig, fingerprint_values
-from caan.training.loop import FitResult, epoch_line, fit, fit_loader, keeps_state
-from jobs.runtime import cluster, packing, relay
+from caan.training.loop import FitResult, epoch_line, fit, keeps_state
+from jobs.runtime import cluster, node_files, relay
 from jobs.runtime.training_data import Data
 
 logger = logging.getLogger(__name__)
@@ -100,9 +98,7 @@ def adapt_model(model: ModelConfig, data: Data) -> ModelConfig:
     """Set what the features decide: a vector for frames without a face, the shape of pool5 maps."""
     if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
         model = dataclasses.replace(model, null_face=True)
-    if isinstance(data.train, PackedVideos):
-        model = match_pool5_shape(model, data.train)
-    return model
+    return match_pool5_shape(model, data.train)
 
 
 def train_worker(options: dict[str, Any]) -> None:
@@ -112,6 +108,8 @@ def train_worker(options: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     data: Data = ray.get(options["data"][0])
+    if "vectors" in options:
+        data = data.vectors_in(node_files.local_folder(options["vectors"]))
     start: ray.train.Checkpoint | None = ray.train.get_checkpoint() or options["start"]
     if device.type == "cpu":
         torch.set_num_threads(max(1, cluster.physical_cpus() // world_size))
@@ -141,20 +139,15 @@ def train_worker(options: dict[str, Any]) -> None:
             return
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device}
         progress: dict[str, Any] = {"report": report, "resume": resume}
-        if isinstance(data.train, PackedFiles):
-            loader = packing.loader(data.train, train, head.modalities, world_size)
-            result = fit_loader(
-                head, loader, data.train, data.validation, train, **place, **progress
-            )
-        else:
-            assert isinstance(data.validation, PackedVideos)
-            result = fit(head, data.train, data.validation, train, **place, **progress)
+        result = fit(head, data.train, data.validation, train, **place, **progress)
     with tempfile.TemporaryDirectory() as folder:
         saved = None
         if rank == 0:
             save_result(Path(folder) / "model", head, data, options, result)
             saved = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"epoch": float(len(result.history)), **result.metrics}, checkpoint=saved)
+    if "vectors" in options:
+        node_files.remove_copy(options["vectors"])
 
 
 def save_result(
@@ -224,10 +217,14 @@ def train_model(
     data: Data,
     model: ModelConfig,
     train: TrainConfig,
+    *,
+    vectors: Path | None = None,
     start: ray.train.Checkpoint | None = None,
     init: LoadedModel | None = None,
 ) -> None:
     """Train on the running Ray, from a training state if one is given, and write the model folder.
+
+    `vectors` is the folder that `data` is mapped from; without one the arrays travel as they are.
 
     Raises:
         InputError: what `caan.training.loop.fit` refuses.
@@ -238,17 +235,14 @@ def train_model(
     cluster.poll_training_often()
     is_elastic = 0 < run.min_workers < run.num_workers
     num_workers: Any = (run.min_workers, run.num_workers) if is_elastic else run.num_workers
-    datasets: dict[str, Any] = {}
-    if isinstance(data.train, PackedFiles):
-        packing.check_slots(run.num_workers, run.storage_path)
-        modalities = build_head(data, model, train.seed).modalities
-        datasets["train"] = packing.rows(data.train, train, modalities)
+    name = run_name(data, model, train, init)
     with _scratch(run) as scratch, relay.shown(logger) as latest:
         filesystem, path = storage.filesystem(run.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={
-                "data": [ray.put(data)],
+                "data": [ray.put(data.without_vectors() if vectors else data)],
+                **({"vectors": node_files.share_files(vectors, name)} if vectors else {}),
                 "model": model,
                 "train": train,
                 "init": init,
@@ -257,15 +251,13 @@ def train_model(
                 "tensorboard": run.tensorboard,
                 "progress": latest,
             },
-            datasets=datasets,
-            dataset_config=ray.train.DataConfig(datasets_to_split=list(datasets)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
             ),
             run_config=ray.train.RunConfig(
-                name=run_name(data, model, train, init),
+                name=name,
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -278,7 +270,6 @@ def train_model(
         if result.checkpoint is None:
             raise RuntimeError("training ended without a model")
         with result.checkpoint.as_directory() as folder:
-            name = run_name(data, model, train, init)
             _publish(Path(folder) / "model", run, data, name)
 
 
@@ -303,11 +294,7 @@ def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedMod
     for videos in (data.train, data.validation):
         content.update("\n".join(videos.video_ids_V).encode())
         content.update(videos.labels_V.tobytes())
-        if (
-            train.losses.votes_share
-            and isinstance(videos, PackedVideos)
-            and videos.soft_VK is not None
-        ):
+        if train.losses.votes_share and videos.soft_VK is not None:
             content.update(videos.soft_VK.tobytes())
     values = {
         "features": data.record["fingerprint"],
@@ -315,7 +302,6 @@ def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedMod
         "model": config.to_dict(model),
         "train": fingerprint_values(train),
         "init": init.model_id if init else "",
-        **({"loader": "stream"} if isinstance(data.train, PackedFiles) else {}),
     }
     return f"train-{config.fingerprint(values)}"
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caan.errors import InputError
-from caan.features.packed import add_maps, pack_features
+from caan.features.packing import add_maps, pack_features
 from caan.features.splits import split_validation
 from caan.schema import EMOTIONS, MANIFEST_SCHEMA, features_schema, table_of
 
