@@ -217,7 +217,7 @@ def _training(record: Record) -> str:
         {
             name: f"{value:.1f} s ({value / plain:.2f} x)"
             for name, value in seconds.items()
-            if name != "plain" and not name.endswith("_over_plain")
+            if name in ("mapped", "memory")
         }
     )
 
@@ -438,7 +438,7 @@ AREAS = {
     ],
     "Training and search": [
         Row(
-            what="an epoch of jobs.train over an epoch of a plain loop, default CAAN, 2,000 videos "
+            what="an epoch over mapped files, over arrays in memory, and of a plain loop, default CAAN, 2,000 videos "
             "x 16 frames of 4096-d vectors",
             record="training",
             command="speed.training",

@@ -1,21 +1,22 @@
-"""An epoch of jobs.train on one worker, by both loaders, against a plain loop over tensors.
+"""An epoch of training: vectors mapped from files, the same in memory, and a plain loop.
 
-Run: `python -m benchmarks.speed.training [--videos 2000] [--epochs 3] [--rounds 2]`.
+Run: `python -m benchmarks.speed.training [--videos 2000] [--epochs 3] [--rounds 3]`.
 
 Default CAAN with its default training: 16 frames of two 4096-d vectors per video, 8 of them drawn
-for each epoch, batches of 56; the same batches and threads.
+for each epoch, batches of 56; the same batches and threads, one process.
 
-Each round runs the plain loop, loader `memory` and loader `stream` one after another. The first
-epoch of each carries the start-up and is left out; a figure is the median of the others.
-Recorded in training.json: wall seconds, and CPU seconds of the
-training process, which other load disturbs less (for `stream`, other processes read).
+Each round runs the three ways one after another. The first epoch of each is left out; a figure is
+the median of the others. Recorded in training.json: wall and CPU seconds of an epoch, and the
+memory that each way of reading adds to the process: `private` is its own, `mapped` is page cache
+that all processes of the node share and that the kernel may drop.
 
-`--workers 1 2 4` instead trains 112 videos for 4 epochs with each number of workers, by loader
-`memory`, and records the curves of the loss. Recorded in workers.json.
+`--workers 1 2 4` instead trains 112 videos for 4 epochs by jobs.train with each number of workers
+and records the curves of the loss in workers.json.
 """
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,11 @@ from caan.models.build import build_model
 from caan.models.head import FrameBatch
 from caan.schema import EMOTIONS
 from caan.training import losses
+from caan.training.loop import fit
 from caan.training.recipes import RECIPES
 from jobs import train
 from jobs.runtime import cluster
+from jobs.runtime.training_data import DataOptions, read_data
 
 VIDEOS_PER_FILE = 100
 LABELS = EMOTIONS[:7]
@@ -134,27 +138,50 @@ def plain_loop(videos: PackedVideos, epochs: int) -> list[dict[str, float]]:
     return rows
 
 
-def job_epochs(folder: Path, loader: str, epochs: int, workers: int = 1) -> list[dict[str, float]]:
+def read_epochs(
+    features: Path, mapped: Path | None, epochs: int
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """The history of a training, and the memory in MB that reading its features took."""
+    config = replace(RECIPES["caan"].train, epochs=epochs, patience_epochs=0, seed=0)
+    if mapped is not None:
+        mapped.mkdir(exist_ok=True)
+    before = psutil.Process().memory_info()
+    data = read_data(DataOptions(features=str(features)), mapped)
+    head = build_model(
+        RECIPES["caan"].model, face_dim=DIM, context_dim=DIM, num_emotions=len(LABELS)
+    )
+    history = fit(head, data.train, data.validation, config).history
+    after = psutil.Process().memory_info()
+    shared = (after.shared - before.shared) / 1e6
+    memory = {"private": (after.rss - before.rss) / 1e6 - shared, "mapped": shared}
+    if mapped is not None:
+        shutil.rmtree(mapped)
+    return history, memory
+
+
+def job_epochs(folder: Path, epochs: int, workers: int) -> list[dict[str, float]]:
     """The history of a run of jobs.train."""
     config = replace(RECIPES["caan"].train, epochs=epochs, patience_epochs=0, seed=0)
     output = Path(tempfile.mkdtemp(dir=folder)) / "model"
-    job = train.Job(
-        features=str(folder),
-        output=str(output),
-        loader=loader,  # type: ignore[arg-type]
-        num_workers=workers,
-        train=config,
+    train.main(
+        train.Job(features=str(folder), output=str(output), num_workers=workers, train=config)
     )
-    train.main(job)
     return storage.read_json(output / "metrics.json")["history"]
 
 
 def measure(folder: Path, videos: PackedVideos, epochs: int, rounds: int) -> None:
-    """Compare the loaders with the plain loop."""
+    """Compare both kinds of arrays with the plain loop."""
+    memory: dict[str, dict[str, float]] = {}
+
+    def read(name: str, mapped: Path | None) -> list[dict[str, float]]:
+        rows, taken = read_epochs(folder, mapped, epochs)
+        memory.setdefault(name, taken)
+        return rows
+
     ways = {
+        "mapped": lambda: read("mapped", folder / "mapped"),
+        "memory": lambda: read("memory", None),
         "plain": lambda: plain_loop(videos, epochs),
-        "memory": lambda: job_epochs(folder, "memory", epochs),
-        "stream": lambda: job_epochs(folder, "stream", epochs),
     }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -167,22 +194,26 @@ def measure(folder: Path, videos: PackedVideos, epochs: int, rounds: int) -> Non
         "frames_drawn": RECIPES["caan"].train.num_frames,
         "dim": DIM,
         "epochs_measured": rounds * (epochs - 1),
-        "threads": cluster.physical_cpus(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load_average": os.getloadavg()[0],
     }
     for kind in ("train_seconds", "train_cpu_seconds"):
         medians = {name: float(np.median([row[kind] for row in rows[name]])) for name in ways}
         result[kind] = {name: round(value, 2) for name, value in medians.items()}
-        for name in ("memory", "stream"):
-            result[kind][f"{name}_over_plain"] = round(medians[name] / medians["plain"], 3)
+        result[kind]["mapped_over_memory"] = round(medians["mapped"] / medians["memory"], 3)
+        result[kind]["mapped_over_plain"] = round(medians["mapped"] / medians["plain"], 3)
+    result["memory_mb"] = {
+        name: {kind: round(value) for kind, value in taken.items()}
+        for name, taken in memory.items()
+    }
     write_record(RESULTS / "training.json", result)
 
 
 def compare_workers(folder: Path, numbers: list[int]) -> None:
     """The same training by different numbers of workers."""
     curves = {
-        str(number): [row["train_loss"] for row in job_epochs(folder, "memory", 4, number)]
+        str(number): [row["train_loss"] for row in job_epochs(folder, 4, number)]
         for number in numbers
     }
     first = np.array(next(iter(curves.values())))
@@ -197,16 +228,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="*", default=[])
     options = parser.parse_args()
     videos = synthetic_videos(112 if options.workers else options.videos)
     with tempfile.TemporaryDirectory(prefix="caan-benchmark-") as name:
         folder = Path(name)
         write_features(folder, videos)
-        cluster.start()
-        torch.set_num_threads(cluster.physical_cpus())
         if options.workers:
+            cluster.start()
             compare_workers(folder, options.workers)
         else:
             measure(folder, videos, options.epochs, options.rounds)
