@@ -21,7 +21,7 @@ from caan.training import finetune
 from caan.training.config import FinetuneConfig
 from caan.training.finetune import FinetuneResult
 from caan.training.loop import epoch_line
-from jobs.runtime import cluster, relay
+from jobs.runtime import cluster, worker_log
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def train_network(
     cluster.poll_training_often()
     use_gpu = cluster.num_gpus() >= run.num_workers
     filesystem, path = storage.filesystem(storage.join(run.output, "state"))
-    with relay.shown(logger) as latest:
+    with worker_log.shown(logger) as latest:
         trainer = ray.train.torch.TorchTrainer(
             partial(_start_worker, worker),
             train_loop_config={"task": task, "progress": latest},
@@ -108,7 +108,7 @@ def train_network(
 def _start_worker(worker: Callable[[Any], None], options: dict[str, Any]) -> None:
     """Run a worker; the first one sends its progress lines to the job's log."""
     if worker_place()[0] == 0:
-        relay.say(options["progress"], finetune.logger.name)
+        worker_log.say(options["progress"], finetune.logger.name)
     worker(options["task"])
 
 

@@ -30,7 +30,7 @@ from caan.models.net2net import grow_from
 from caan.outputs import layout
 from caan.training.config import TrainConfig, fingerprint_values
 from caan.training.loop import FitResult, epoch_line, fit, keeps_state
-from jobs.runtime import cluster, node_files, relay
+from jobs.runtime import cluster, node_files, worker_log
 from jobs.runtime.training_data import Data
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def train_worker(options: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cluster.physical_cpus() // world_size))
     head = build_head(data, options["model"], train.seed, options["init"])
     if rank == 0 and "progress" in options:
-        relay.say(options["progress"], logger.name)
+        worker_log.say(options["progress"], logger.name)
     folder = options.get("tensorboard") if rank == 0 else None
     writer = SummaryWriter(folder) if folder else None
 
@@ -236,7 +236,7 @@ def train_model(
     is_elastic = 0 < run.min_workers < run.num_workers
     num_workers: Any = (run.min_workers, run.num_workers) if is_elastic else run.num_workers
     name = run_name(data, model, train, init)
-    with _scratch(run) as scratch, relay.shown(logger) as latest:
+    with _scratch(run) as scratch, worker_log.shown(logger) as latest:
         filesystem, path = storage.filesystem(run.storage_path or scratch)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,

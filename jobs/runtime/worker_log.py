@@ -1,4 +1,4 @@
-"""Lines about a training's progress: from the worker that trains to the log of the job.
+"""Log lines of a training: from the worker that trains to the log of the job.
 
 Ray's own forwarding (`log_to_driver`) would bring every line of every process.
 """
