@@ -438,8 +438,8 @@ AREAS = {
     ],
     "Training and search": [
         Row(
-            what="an epoch over mapped files, over arrays in memory, and of a plain loop, default CAAN, 2,000 videos "
-            "x 16 frames of 4096-d vectors",
+            what="an epoch over mapped files, over arrays in memory, and of a plain loop, "
+            "default CAAN, 2,000 videos x 16 frames of 4096-d vectors",
             record="training",
             command="speed.training",
             figure=_training,
