@@ -8,10 +8,12 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +36,7 @@ class LocalCluster:
         }
         self.variables.pop("RAY_ADDRESS", None)
         self.groups: dict[str, int] = {}
+        self.folders: list[str] = []
         self.metrics_ports: dict[str, int] = {}
         self.gcs, port = f"127.0.0.1:{free_port()}", free_port()
         self.address = f"http://127.0.0.1:{port}"
@@ -65,7 +68,8 @@ class LocalCluster:
             "ray", "start", f"--num-cpus={num_cpus}", "--num-gpus=0",
             f"--labels=caan-role={role or name}", "--object-store-memory=300000000",
             f"--metrics-export-port={self.metrics_ports[name]}",
-            *(options or (f"--address={self.gcs}",)),
+            f"--dashboard-agent-listen-port={free_port()}",  # Ray's own is one port for all nodes
+            *(options or (f"--address={self.gcs}", f"--temp-dir={self._own_folder()}")),
         ]  # fmt: skip
         with (self.logs / f"{name}.log").open("w") as log:
             starter = subprocess.Popen(
@@ -77,6 +81,12 @@ class LocalCluster:
             _signal(self.groups.pop(name), signal.SIGKILL)
             self.add(name, num_cpus, *options, role=role, tries=tries - 1)
         assert starter.returncode == 0 or tries, (self.logs / f"{name}.log").read_text()[-2000:]
+
+    def _own_folder(self) -> str:
+        """A temporary folder for a node: in a shared one each node unpacks a job's files anew,
+        while the others' processes run in them."""
+        self.folders.append(tempfile.mkdtemp(prefix="ray-"))
+        return self.folders[-1]
 
     def remove(self, name: str) -> None:
         """Take a node away at once, as a spot instance goes."""
@@ -92,6 +102,8 @@ class LocalCluster:
             time.sleep(0.2)
         for group in self.groups.values():
             _signal(group, signal.SIGKILL)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def command(self, *job: str, submission_id: str = "", wait: bool = True) -> list[str]:
         """The `ray job submit` of one of our jobs, as docs/cluster.md has it."""
