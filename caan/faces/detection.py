@@ -10,6 +10,7 @@ from caan.errors import InputError
 
 Box = tuple[float, float, float, float]
 Policy = Literal["main", "marked", "all"]
+NoFace = Literal["drop", "context_only"]
 DetectorName = Literal["retinaface", "libfacedetection", "faster_rcnn"]
 
 

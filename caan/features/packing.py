@@ -11,12 +11,11 @@ import pyarrow as pa
 
 from caan import storage
 from caan.arrow import flat_list, positions, rows_of_items, vectors_there
+from caan.config import check_choice
 from caan.errors import InputError
-from caan.faces.detection import paired_iou
+from caan.faces.detection import NoFace, paired_iou
 from caan.features.manifest_arrays import manifest_arrays, marked_boxes, soft_labels
 from caan.features.packed import PackedVideos, mapped
-
-NO_FACE_POLICIES = ("drop", "context_only")
 
 MAP_SEGMENTS = 16
 """Segments whose pool5 maps are copied at once (100 MB of VGG's with 128 frames each)."""
@@ -30,7 +29,7 @@ def pack_features(
     manifest: pa.Table,
     label_set: Sequence[str],
     *,
-    no_face: str = "drop",
+    no_face: NoFace = "drop",
     folder: Path | None = None,
 ) -> PackedVideos:
     """All videos of the manifest with their frames, one face per frame, in the manifest's order.
@@ -75,17 +74,14 @@ def pack_features(
 
 
 def usable_frames(
-    features: Iterable[pa.Table], manifest: pa.Table, *, no_face: str = "drop"
+    features: Iterable[pa.Table], manifest: pa.Table, *, no_face: NoFace = "drop"
 ) -> Iterator["Frames"]:
     """The usable frames of each record batch of these tables, chosen as `pack_features` says.
 
     Raises:
         InputError: features of different backbones, or an unknown `no_face`.
     """
-    if no_face not in NO_FACE_POLICIES:
-        raise InputError(
-            f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
-        )
+    check_choice("no_face", no_face, NoFace)
     video_ids = manifest["video_id"].combine_chunks()
     marked_V4 = marked_boxes(manifest)
     dims: tuple[int, int] | None = None
@@ -249,7 +245,7 @@ def _joined(parts: list[Frames], name: str, order: np.ndarray | None = None) -> 
 
 
 def _frames_of_batch(
-    batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: str
+    batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: NoFace
 ) -> Frames:
     """The usable frames of some segments, without a Python loop over frames."""
     video_S = positions(batch.column("video_id"), video_ids)
