@@ -42,7 +42,7 @@ def _from_dict(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
             value = _from_dict(typing.cast(type, hint), value, f"{prefix}{key}.")
         elif isinstance(value, list):
             value = tuple(value)
-        _check_choice(prefix + key, value, hint)
+        check_choice(prefix + key, value, hint)
         arguments[key] = value
     return kind(**arguments)
 
@@ -82,19 +82,23 @@ def _override_one(config: Any, path: str, whole: str, value: Any) -> Any:
     kinds = _kinds(hint)
     if type(value) is int and float in kinds and int not in kinds:
         value = float(value)
-    _check_choice(whole, value, hint)
+    check_choice(whole, value, hint)
     if type(value) not in kinds:
         takes = " or ".join(sorted(kind.__name__ for kind in kinds))
         raise InputError(f"option `{whole}` takes {takes}, and {value!r} is {type(value).__name__}")
     return dataclasses.replace(config, **{name: value})
 
 
-def _check_choice(option: str, value: Any, hint: Any) -> None:
-    """Refuse a value that is none of the choices, if the option's type is or holds a Literal."""
+def check_choice(option: str, value: Any, hint: Any) -> None:
+    """Check a value of an option whose type `hint` is or holds a `Literal`.
+
+    Raises:
+        InputError: it is none of the choices; names the option, the value and the choices.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, tuple):
         for item in value:
-            _check_choice(option, item, arguments[0])
+            check_choice(option, item, arguments[0])
         return
     parts = arguments if origin in (typing.Union, types.UnionType) else (hint,)
     literals = [part for part in parts if typing.get_origin(part) is typing.Literal]

@@ -131,40 +131,46 @@ _OUTCOME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("seconds_detect", pa.float64()),
 ]
 
+_FRAME_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("frame_index", pa.int64()),
+    ("pts_seconds", pa.float64()),
+]
+
+_FACE_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("frame_index", pa.int64()),
+    ("box", _BOX),
+    ("score", pa.float32()),
+]
+
+
+def _items(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> tuple[str, pa.DataType]:
+    """A column that holds a list of structs of these fields in each row."""
+    return name, pa.list_(pa.struct(fields))
+
+
 PICTURES_SCHEMA = pa.schema(
     [
         *_SEGMENT_FIELDS,
         *_OUTCOME_FIELDS,
         ("face_box", _BOX),
-        (
+        _items(
             "frames",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("frame_index", pa.int64()),
-                        ("pts_seconds", pa.float64()),
-                        ("height", pa.int32()),
-                        ("width", pa.int32()),
-                        ("scale", pa.float32()),
-                        ("histogram", pa.list_(pa.uint8(), 64)),
-                        ("picture", pa.large_binary()),
-                    ]
-                )
-            ),
+            [
+                *_FRAME_FIELDS,
+                ("height", pa.int32()),
+                ("width", pa.int32()),
+                ("scale", pa.float32()),
+                ("histogram", pa.list_(pa.uint8(), 64)),
+                ("picture", pa.large_binary()),
+            ],
         ),
-        (
+        _items(
             "faces",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("frame_index", pa.int64()),
-                        ("box", _BOX),
-                        ("score", pa.float32()),
-                        ("picture", pa.large_binary()),
-                        ("appearance_vector", pa.list_(pa.float16(), 128)),
-                    ]
-                )
-            ),
+            [
+                *_FACE_FIELDS,
+                ("picture", pa.large_binary()),
+                ("appearance_vector", pa.list_(pa.float16(), 128)),
+            ],
         ),
     ]
 )
@@ -192,31 +198,10 @@ def features_schema(
         [
             *_SEGMENT_FIELDS,
             *_OUTCOME_FIELDS,
-            (
-                "frames",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("frame_index", pa.int64()),
-                            ("pts_seconds", pa.float64()),
-                            ("context_vector", pa.list_(pa.float16(), context_dim)),
-                        ]
-                    )
-                ),
+            _items(
+                "frames", [*_FRAME_FIELDS, ("context_vector", pa.list_(pa.float16(), context_dim))]
             ),
-            (
-                "faces",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("frame_index", pa.int64()),
-                            ("box", _BOX),
-                            ("score", pa.float32()),
-                            ("face_vector", pa.list_(pa.float16(), face_dim)),
-                        ]
-                    )
-                ),
-            ),
+            _items("faces", [*_FACE_FIELDS, ("face_vector", pa.list_(pa.float16(), face_dim))]),
             *maps,
         ]
     )
@@ -234,36 +219,19 @@ def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: i
         [
             *_SEGMENT_FIELDS,
             *_OUTCOME_FIELDS,
-            (
-                "frames",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("frame_index", pa.int64()),
-                            ("pts_seconds", pa.float64()),
-                            ("histogram", pa.list_(pa.uint8(), 64)),
-                        ]
-                    )
-                ),
-            ),
-            (
+            _items("frames", [*_FRAME_FIELDS, ("histogram", pa.list_(pa.uint8(), 64))]),
+            _items(
                 "faces",
-                pa.list_(
-                    pa.struct(
-                        [
-                            ("frame_index", pa.int64()),
-                            ("box", _BOX),
-                            ("score", pa.float32()),
-                            ("raw_score", pa.float32()),
-                            ("feature_vector", pa.list_(pa.float16(), feature_dim)),
-                            ("logits", pa.list_(pa.float32(), num_emotions)),
-                            ("appearance_vector", pa.list_(pa.float16(), appearance_dim)),
-                            ("blind_raw_score", pa.float32()),
-                            ("blind_feature_vector", pa.list_(pa.float16(), feature_dim)),
-                            ("blind_logits", pa.list_(pa.float32(), num_emotions)),
-                        ]
-                    )
-                ),
+                [
+                    *_FACE_FIELDS,
+                    ("raw_score", pa.float32()),
+                    ("feature_vector", pa.list_(pa.float16(), feature_dim)),
+                    ("logits", pa.list_(pa.float32(), num_emotions)),
+                    ("appearance_vector", pa.list_(pa.float16(), appearance_dim)),
+                    ("blind_raw_score", pa.float32()),
+                    ("blind_feature_vector", pa.list_(pa.float16(), feature_dim)),
+                    ("blind_logits", pa.list_(pa.float32(), num_emotions)),
+                ],
             ),
         ]
     )

@@ -12,10 +12,10 @@ change from run to run: the videos are then not read again.
 import logging
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
 
 from caan import config, storage
 from caan.errors import redact
+from caan.faces.detection import Policy
 from caan.labelling.config import Kind, PoolConfig, ReadingOptions
 from caan.media.config import require_decoder
 from caan.people.config import TrackConfig, with_person_distance
@@ -31,7 +31,7 @@ class Job(ReadingOptions, RunOptions):
 
     model: str = ""
     """Model folder written by jobs.train, local or s3://; empty: the starter model."""
-    face_policy: Literal["main", "marked", "all"] | None = None
+    face_policy: Policy | None = None
     """Who gets labels: the main person of a video, the one marked in the manifest, or all."""
     tracks: TrackConfig = field(default_factory=TrackConfig)
     """How faces are tracked and merged into people."""

@@ -21,6 +21,7 @@ from caan.models.config import ModelConfig
 from caan.training import recipes
 from caan.training.config import TrainConfig
 from jobs.runtime import cli
+from jobs.runtime.train_options import LearnedData, TrainPlace
 
 logger = logging.getLogger(__name__)
 
@@ -30,41 +31,13 @@ FIRST = ("features", "output", "manifest", "preset", "num_workers", "storage_pat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(TrainPlace, LearnedData):
     """Options of jobs.train."""
 
-    features: str
-    """Output folder of jobs.extract; local or s3://."""
-    output: str
-    """Model folder to write; local or s3://."""
-    manifest: str = ""
-    """Labels and splits from another manifest than the features' own."""
-    split: str = "train"
-    """Split to train on; where the manifest names no splits, all labelled videos."""
-    validation_fraction: float = 0.15
-    """Share of the training videos held out; a `val` split of the manifest is used instead."""
     preset: Literal["default", "paper"] = "default"
     """Of model caan. paper: raw scores, frame softmax and triplet only. Other options change it."""
     init: str = ""
     """Model `caan` to start from: `starter`, or a model folder; the head says the same at first."""
-    shuffle_labels: bool = False
-    """Train on labels dealt out at random: a control that must end at chance."""
-    num_workers: int = 1
-    """Worker processes."""
-    min_workers: int = 0
-    """Fewest workers that a run goes on with when others are lost for good; 0: --num-workers."""
-    storage_path: str = ""
-    """Folder for the training state, local (shared by all nodes) or s3://; empty: none is kept."""
-    max_failures: int = 3
-    """Lost workers that a run with --storage-path survives; -1: any number."""
-    on_change: Literal["error", "recompute"] = "error"
-    """When the model in --output was trained on other data or with other options."""
-    pool5_gib: float = 8.0
-    """Most room for pool5 maps, which model pool5_attention reads, in GiB."""
-    tensorboard: str = ""
-    """Local folder for TensorBoard's event files, written every epoch; empty: none."""
-    seed: int = 0
-    """Seed of initial weights, batches and the validation part."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The head."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.measuring import RESULTS, write_record
+from benchmarks.speed.synthetic import equal_videos, plain_loss
 from caan.experiments.classical import CLASSICAL_MODELS
 from caan.features.batches import Loader
 from caan.features.packed import PackedVideos
 from caan.models.build import build_model
 from caan.models.head import FrameBatch, Head
-from caan.training import losses
 from caan.training.loop import fit
 from caan.training.recipes import RECIPES, Recipe
 
@@ -49,20 +48,7 @@ def synthetic_videos(num_videos: int) -> PackedVideos:
             out[rows] = np.maximum(noise + of_video, 0)
         return out
 
-    return PackedVideos(
-        face_ND=vectors(0.07),
-        context_NE=vectors(0.06),
-        has_face_N=np.ones(frames, bool),
-        frame_indices_N=np.tile(np.arange(STORED), num_videos),
-        pts_seconds_N=np.zeros(frames),
-        boxes_N4=np.zeros((frames, 4), np.float32),
-        starts_V=np.arange(num_videos) * STORED,
-        counts_V=np.full(num_videos, STORED),
-        labels_V=labels,
-        video_ids_V=np.array([f"v{number}" for number in range(num_videos)]),
-        splits_V=np.array([""] * num_videos),
-        label_set=tuple("abcdefg"),
-    )
+    return equal_videos(vectors(0.07), vectors(0.06), labels, split="")
 
 
 def with_maps(videos: PackedVideos, modalities: Iterable[str]) -> PackedVideos:
@@ -98,12 +84,7 @@ def plain_epoch(videos: PackedVideos, recipe: Recipe) -> float:
     started = time.process_time()
     for rows in torch.arange(len(targets)).split(config.batch_videos):
         output = head(FrameBatch(face[rows], context[rows], mask[rows]))
-        per_frame = targets[rows].repeat_interleave(output.frame_logits_BTK.shape[1])
-        loss = (
-            F.cross_entropy(output.video_logits_BK, targets[rows])
-            + F.cross_entropy(output.frame_logits_BTK.flatten(0, 1), per_frame)
-            + losses.triplet_loss(output.embedding_BR, targets[rows], 0.3)
-        )
+        loss = plain_loss(output, targets[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

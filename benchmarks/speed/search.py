@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import RESULTS, read_record, write_record
+from benchmarks.speed.synthetic import equal_videos
 from caan.experiments import search_report, search_space
 from caan.experiments.config import SearchOptions
 from caan.features.packed import PackedVideos
@@ -64,21 +65,7 @@ def synthetic_videos(num_videos: int, seed: int) -> PackedVideos:
         vectors.append(
             (0.6 * told_N1 * direction_KD[label_N] + of_video + noise).astype(np.float16)
         )
-    total = len(label_N)
-    return PackedVideos(
-        face_ND=vectors[0],
-        context_NE=vectors[1],
-        has_face_N=np.ones(total, bool),
-        frame_indices_N=np.tile(np.arange(FRAMES), num_videos),
-        pts_seconds_N=np.zeros(total),
-        boxes_N4=np.zeros((total, 4), np.float32),
-        starts_V=np.arange(num_videos) * FRAMES,
-        counts_V=np.full(num_videos, FRAMES),
-        labels_V=labels,
-        video_ids_V=np.array([f"v{number}" for number in range(num_videos)]),
-        splits_V=np.full(num_videos, "train"),
-        label_set=tuple("abcdefg"),
-    )
+    return equal_videos(vectors[0], vectors[1], labels, split="train")
 
 
 def run_search(

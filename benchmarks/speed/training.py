@@ -27,17 +27,16 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 
 from benchmarks.measuring import RESULTS, write_record
 from benchmarks.speed.head_epoch import DIM, STORED, synthetic_videos
+from benchmarks.speed.synthetic import plain_loss
 from caan import schema, storage
 from caan.features.batches import plan_epoch, sample_offsets
 from caan.features.packed import PackedVideos
 from caan.models.build import build_model
 from caan.models.head import FrameBatch
 from caan.schema import EMOTIONS
-from caan.training import losses
 from caan.training.loop import fit
 from caan.training.recipes import RECIPES
 from jobs import train
@@ -123,12 +122,7 @@ def plain_loop(videos: PackedVideos, epochs: int) -> list[dict[str, float]]:
                 face[chosen[:, None], places], context[chosen[:, None], places], torch.tensor(mask)
             )
             output = head(frames)
-            per_frame = targets[chosen].repeat_interleave(config.num_frames)
-            loss = (
-                F.cross_entropy(output.video_logits_BK, targets[chosen])
-                + F.cross_entropy(output.frame_logits_BTK.flatten(0, 1), per_frame)
-                + losses.triplet_loss(output.embedding_BR, targets[chosen], 0.3)
-            )
+            loss = plain_loss(output, targets[chosen])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(head.parameters(), config.grad_clip)

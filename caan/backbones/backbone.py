@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from caan.backbones.config import Precision
 from caan.backbones.vgg import Colours
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Backbone(nn.Module):
@@ -188,7 +193,7 @@ def keep_freed_memory() -> bool:
     )
 
 
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The number type of a VGG on `device`: as asked, or with `auto` the fastest.
 
     Measured on 2 cores, in ms per picture; `auto` takes bf16 only on CPUs that have it in hardware:

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from caan.backbones.backbone import PRECISIONS, Backbone, choose_precision
-from caan.backbones.config import RANDOM, BackboneConfig
+from caan.backbones.backbone import Backbone, choose_precision
+from caan.backbones.config import RANDOM, BackboneConfig, Precision
 from caan.backbones.starter_face import StarterFace
 from caan.backbones.vgg import FACE_COLOURS, IMAGENET_COLOURS, random_vgg, vgg_of
 from caan.backbones.weight_formats import LAYERS, TORCHVISION_NAMES
 from caan.backbones.weights import OFFICIAL_FILES, WeightFile, load_state, ready_weights
+from caan.config import check_choice
 from caan.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,7 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
     """
     if config.name not in BACKBONES:
         raise InputError(f"unknown backbone `{config.name}`; there are {', '.join(BACKBONES)}")
-    if config.precision not in ("auto", *PRECISIONS):
-        choices = ", ".join(("auto", *PRECISIONS))
-        raise InputError(f"unknown precision `{config.precision}`; there are {choices}")
+    check_choice("precision", config.precision, Precision)
     device = torch.device(device)
     backbone = BACKBONES[config.name](config, device)
     if backbone.is_random:

@@ -78,11 +78,12 @@ def read_class_folders(path: str, lists: str, split: int) -> list[dict[str, Any]
         InputError: a video lies in no such folder.
     """
     rows = list(read_folder(path))
-    if bare := [row["uri"] for row in rows if not row["label"]]:
-        raise InputError(
-            f"{len(bare)} videos lie in no folder named after an emotion, for example `{bare[0]}`: "
-            "use `--dataset folder` for videos without labels."
-        )
+    _check_folders(
+        rows,
+        "label",
+        kind="named after an emotion",
+        advice="use `--dataset folder` for videos without labels.",
+    )
     return rows
 
 
@@ -93,12 +94,21 @@ def read_split_folders(path: str, lists: str, split: int) -> list[dict[str, Any]
         InputError: a video lies in no folder named after an emotion or a split.
     """
     rows = read_class_folders(path, lists, split)
-    if bare := [row["uri"] for row in rows if not row["split"]]:
-        raise InputError(
-            f"{len(bare)} videos lie in no folder train, val or test, for example `{bare[0]}`: "
-            "give the folder above these, or use `--dataset class_folders`."
-        )
+    _check_folders(
+        rows,
+        "split",
+        kind="train, val or test",
+        advice="give the folder above these, or use `--dataset class_folders`.",
+    )
     return rows
+
+
+def _check_folders(rows: list[dict[str, Any]], column: str, *, kind: str, advice: str) -> None:
+    """Refuse rows without a value that their folders should have given."""
+    if bare := [row["uri"] for row in rows if not row[column]]:
+        raise InputError(
+            f"{len(bare)} videos lie in no folder {kind}, for example `{bare[0]}`: {advice}"
+        )
 
 
 def read_list(path: str, lists: str, split: int) -> list[dict[str, Any]]:

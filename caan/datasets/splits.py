@@ -18,8 +18,6 @@ def hold_out(
     Raises:
         InputError: `fraction` is not between 0 and 1.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"--validation-fraction {fraction} must lie between 0 and 1.")
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(row["label"], []).append(row)
@@ -27,10 +25,21 @@ def hold_out(
     held: list[Mapping[str, Any]] = []
     for label in sorted(by_label):
         members = sorted(by_label[label], key=lambda row: shuffle_key(row["video_id"], seed))
-        count = max(round(fraction * len(members)), 1) if len(members) > 1 else 0
+        count = num_held_out(len(members), fraction)
         held += members[:count]
         train += members[count:]
     return train, held
+
+
+def num_held_out(num_videos: int, fraction: float) -> int:
+    """How many videos of a label are held out: at least one of two or more, none of a single one.
+
+    Raises:
+        InputError: `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"--validation-fraction {fraction} must lie between 0 and 1.")
+    return max(round(fraction * num_videos), 1) if num_videos > 1 else 0
 
 
 def shuffle_key(video_id: str, seed: int) -> str:

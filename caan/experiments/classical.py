@@ -25,6 +25,7 @@ from caan.experiments.config import EncoderConfig
 from caan.features.batches import rows_of_all
 from caan.features.packed import PackedVideos
 from caan.models.config import Modality
+from caan.models.head import modalities_of
 
 CHUNK_FRAMES = 2048
 """Frames that are encoded at a time, which bounds memory."""
@@ -37,9 +38,9 @@ class ClassicalModel:
     """
 
     def __init__(
-        self, *, modality: Modality, reduced_size: int, max_fit_frames: int, seed: int
+        self, modality: Modality, reduced_size: int, max_fit_frames: int, seed: int
     ) -> None:
-        self.modalities = ("face", "context") if modality == "fusion" else (modality,)
+        self.modalities = modalities_of(modality)
         self.reduced_size = reduced_size
         self.max_fit_frames = max_fit_frames
         self.seed = seed
@@ -144,9 +145,7 @@ class TransferredEncoding(ClassicalModel):
         dictionary_vectors_NE: np.ndarray | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            modality=modality, reduced_size=reduced_size, max_fit_frames=max_fit_frames, seed=seed
-        )
+        super().__init__(modality, reduced_size, max_fit_frames, seed)
         self.dictionary_size = dictionary_size
         self.num_nearest = num_nearest
         self.sharpness = sharpness
@@ -216,9 +215,7 @@ class KernelizedFeatures(ClassicalModel):
         max_fit_frames: int = 20_000,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            modality=modality, reduced_size=reduced_size, max_fit_frames=max_fit_frames, seed=seed
-        )
+        super().__init__(modality, reduced_size, max_fit_frames, seed)
         self.num_steps = num_steps
         self.num_bins = num_bins
         self.degree = degree
@@ -301,9 +298,7 @@ class ConceptSelection(ClassicalModel):
         concept_scores: Callable[[np.ndarray], np.ndarray] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            modality=modality, reduced_size=reduced_size, max_fit_frames=max_fit_frames, seed=seed
-        )
+        super().__init__(modality, reduced_size, max_fit_frames, seed)
         self.num_concepts = num_concepts
         self.num_selected = num_selected
         self.sharpness = sharpness

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from caan.backbones.config import BackboneConfig
-from caan.faces.detection import DetectorConfig
+from caan.backbones.config import BackboneConfig, Precision
+from caan.faces.detection import DetectorConfig, DetectorName, NoFace, Policy
 from caan.media.config import Decoder
 from caan.people.config import FaceEmbeddingConfig
 
@@ -19,11 +19,11 @@ class SegmentConfig:
     """Face detector of the child; None where a later stage detects faces on a GPU."""
     detect_size_pixels: int
     """Longest side of the frames that are handed to that stage."""
-    face_policy: Literal["main", "marked", "all"]
+    face_policy: Policy
     """Faces of a frame that are kept."""
     max_faces_per_frame: int
     """Most faces kept per frame."""
-    no_face: Literal["drop", "context_only"]
+    no_face: NoFace
     """Whether the context network sees frames without a face."""
     crop_expand: float
     """Side of the face crop over the longer side of the box."""
@@ -42,7 +42,7 @@ class ExtractionConfig:
 
     fps: float = 2.0
     """Sampled frames per second."""
-    detector: Literal["retinaface", "libfacedetection", "faster_rcnn"] = "retinaface"
+    detector: DetectorName = "retinaface"
     """Face detector; faster_rcnn is the paper's and is trained by jobs.finetune."""
     detector_weights: str = ""
     """Weights of the detector: a local path or s3://; empty: the detector's default file."""
@@ -58,9 +58,9 @@ class ExtractionConfig:
     """Network for whole frames: vgg16, starter_context, ..."""
     context_weights: str = ""
     """Weights of the context backbone: a path, s3:// or `random`; empty: the official ones."""
-    face_policy: Literal["main", "marked", "all"] = "main"
+    face_policy: Policy = "main"
     """Faces that are kept: the main one of a frame, the one marked in the manifest, or all."""
-    no_face: Literal["drop", "context_only"] = "drop"
+    no_face: NoFace = "drop"
     """Frames without a face: dropped (paper 4.1), or seen by the context network alone."""
     crop_expand: float = 1.2
     """Side of the square face crop over the longer side of the box."""
@@ -72,7 +72,7 @@ class ExtractionConfig:
     """Search key frames for faces first, and sample only around those with a face or where key
     frames are rare. For archives that mostly show nobody. Misses a face that appears only between
     two key frames without one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the networks; auto: the fast one of the device."""
     seed: int = 0
     """Seed of `random` weights."""

@@ -10,6 +10,7 @@ from caan.errors import InputError
 
 Box = tuple[float, float, float, float]
 Policy = Literal["main", "marked", "all"]
+NoFace = Literal["drop", "context_only"]
 DetectorName = Literal["retinaface", "libfacedetection", "faster_rcnn"]
 
 
@@ -73,7 +74,14 @@ def faces_in_picture(
 
 def iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Intersection over union, 0..1, of boxes [N, 4] with boxes [M, 4], as [N, M]."""
-    a, b = boxes_a[:, None].astype(np.float64), boxes_b[None].astype(np.float64)
+    return paired_iou(boxes_a[:, None].astype(np.float64), boxes_b[None].astype(np.float64))
+
+
+def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union, 0..1, of each box of `a` [..., 4] with that of `b` at its place.
+
+    0 where a box has no area or is nan.
+    """
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     shared = np.maximum(sides, 0).prod(-1)
     total = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared

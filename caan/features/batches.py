@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from caan.errors import InputError
+from caan.features.config import Sampling
 from caan.features.packed import PackedVideos
 from caan.models.head import FrameBatch, Head
-
-SAMPLINGS = ("balanced", "shuffled")
 
 
 class Batch(NamedTuple):
@@ -39,15 +38,11 @@ class Loader:
         maps: Iterable[str] = (),
         batch_videos: int,
         num_frames: int,
-        sampling: str,
+        sampling: Sampling,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if sampling not in SAMPLINGS:
-            raise InputError(
-                f"option `sampling` is `{sampling}`; choose one of {', '.join(SAMPLINGS)}"
-            )
         self.videos = videos.usable()
         if len(self.videos) < world_size or batch_videos < world_size:
             raise InputError(
@@ -105,7 +100,7 @@ class Loader:
 
 
 def plan_epoch(
-    labels_V: np.ndarray, batch_videos: int, sampling: str, seed: int, epoch: int
+    labels_V: np.ndarray, batch_videos: int, sampling: Sampling, seed: int, epoch: int
 ) -> list[np.ndarray]:
     """Video numbers of each global batch of an epoch, about one pass over the videos.
 

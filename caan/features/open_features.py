@@ -10,6 +10,7 @@ import pyarrow as pa
 from caan import storage
 from caan.datasets.registry import face_crops_of
 from caan.errors import InputError
+from caan.faces.detection import NoFace
 from caan.features import leakage
 from caan.features.packed import PackedVideos
 from caan.features.packing import add_maps, pack_features
@@ -46,7 +47,7 @@ class Features:
         return leakage.honest_splits(self.manifests[number], seen, split)
 
     def pack(
-        self, manifest: pa.Table, *, no_face: str = "drop", folder: Path | None = None
+        self, manifest: pa.Table, *, no_face: NoFace = "drop", folder: Path | None = None
     ) -> PackedVideos:
         """The manifest's videos as `pack_features` gives them, mapped from `folder` if given."""
         tables = layout.latest_segments(self.uri, "features", list(COLUMNS))

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from caan import storage
+from caan.arrow import flat_list, positions, rows_of_items, vectors_there
+from caan.config import check_choice
 from caan.errors import InputError
+from caan.faces.detection import NoFace, paired_iou
 from caan.features.manifest_arrays import manifest_arrays, marked_boxes, soft_labels
 from caan.features.packed import PackedVideos, mapped
-
-NO_FACE_POLICIES = ("drop", "context_only")
 
 MAP_SEGMENTS = 16
 """Segments whose pool5 maps are copied at once (100 MB of VGG's with 128 frames each)."""
@@ -29,7 +29,7 @@ def pack_features(
     manifest: pa.Table,
     label_set: Sequence[str],
     *,
-    no_face: str = "drop",
+    no_face: NoFace = "drop",
     folder: Path | None = None,
 ) -> PackedVideos:
     """All videos of the manifest with their frames, one face per frame, in the manifest's order.
@@ -74,17 +74,14 @@ def pack_features(
 
 
 def usable_frames(
-    features: Iterable[pa.Table], manifest: pa.Table, *, no_face: str = "drop"
+    features: Iterable[pa.Table], manifest: pa.Table, *, no_face: NoFace = "drop"
 ) -> Iterator["Frames"]:
     """The usable frames of each record batch of these tables, chosen as `pack_features` says.
 
     Raises:
         InputError: features of different backbones, or an unknown `no_face`.
     """
-    if no_face not in NO_FACE_POLICIES:
-        raise InputError(
-            f"option `no_face` is `{no_face}`; choose one of {', '.join(NO_FACE_POLICIES)}"
-        )
+    check_choice("no_face", no_face, NoFace)
     video_ids = manifest["video_id"].combine_chunks()
     marked_V4 = marked_boxes(manifest)
     dims: tuple[int, int] | None = None
@@ -170,10 +167,10 @@ def _map_rows(
     boxes_N4: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the pack, for each its row in these maps, and the maps [n, C * H * W]."""
-    items, segment = _flat_list(batch.column("faces" if modality == "face" else "frames"))
-    values, map_row = _vectors(batch.column(f"{modality}_pool5").flatten())
+    items, offsets = flat_list(batch.column("faces" if modality == "face" else "frames"))
+    values, map_row = vectors_there(batch.column(f"{modality}_pool5").flatten())
     index = items.field("frame_index").to_numpy(zero_copy_only=False)
-    video = _positions(batch.column("video_id"), video_ids)[segment]
+    video = positions(batch.column("video_id"), video_ids)[rows_of_items(offsets)]
     key = video * span + np.minimum(index, span - 1)
     row = np.minimum(np.searchsorted(key_N, key), max(len(key_N) - 1, 0))
     good = (video >= 0) & (map_row >= 0) & (len(key_N) > 0)
@@ -248,20 +245,21 @@ def _joined(parts: list[Frames], name: str, order: np.ndarray | None = None) -> 
 
 
 def _frames_of_batch(
-    batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: str
+    batch: pa.RecordBatch, video_ids: pa.Array, marked_V4: np.ndarray, no_face: NoFace
 ) -> Frames:
     """The usable frames of some segments, without a Python loop over frames."""
-    video_S = _positions(batch.column("video_id"), video_ids)
-    frames, segment_F = _flat_list(batch.column("frames"))
-    faces, segment_P = _flat_list(batch.column("faces"))
-    context_CE, context_row_F = _vectors(frames.field("context_vector"))
-    face_QD, face_row_P = _vectors(faces.field("face_vector"))
+    video_S = positions(batch.column("video_id"), video_ids)
+    frames, frame_offsets = flat_list(batch.column("frames"))
+    faces, face_offsets = flat_list(batch.column("faces"))
+    segment_F, segment_P = rows_of_items(frame_offsets), rows_of_items(face_offsets)
+    context_CE, context_row_F = vectors_there(frames.field("context_vector"))
+    face_QD, face_row_P = vectors_there(faces.field("face_vector"))
     frame_index_F = frames.field("frame_index").to_numpy(zero_copy_only=False)
     face_index_P = faces.field("frame_index").to_numpy(zero_copy_only=False)
     boxes_P4 = faces.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
 
     video_P = video_S[segment_P]
-    overlap_P = _overlap(boxes_P4, marked_V4[np.maximum(video_P, 0)])
+    overlap_P = paired_iou(boxes_P4, marked_V4[np.maximum(video_P, 0)])
     area_P = (boxes_P4[:, 2] - boxes_P4[:, 0]) * (boxes_P4[:, 3] - boxes_P4[:, 1])
     # A segment's frames are numbered by the grid: segment and grid index name a frame.
     span = int(max(frame_index_F.max(initial=0), face_index_P.max(initial=0))) + 1
@@ -298,42 +296,6 @@ def _frames_of_batch(
         context_NE=context_CE[context_row_F[kept]],
         any_known=bool((video_S >= 0).any()),
     )
-
-
-def _flat_list(column: pa.Array) -> tuple[pa.StructArray, np.ndarray]:
-    """All elements of a list column, and the row that each comes from."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return column.flatten(), np.repeat(np.arange(len(column), dtype=np.int64), lengths)
-
-
-def _vectors(column: pa.FixedSizeListArray) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors that are there, float16 [n, D], and for each element its row in them or -1."""
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    rows = np.where(valid, np.cumsum(valid) - 1, -1)
-    values = column.flatten().to_numpy(zero_copy_only=True)
-    return values.reshape(-1, column.type.list_size), rows
-
-
-def _positions(values: pa.Array, known: pa.Array) -> np.ndarray:
-    """Position of each value among the known ones, or -1."""
-    return (
-        pc.fill_null(pc.index_in(values, value_set=known), -1)
-        .to_numpy(zero_copy_only=False)
-        .astype(np.int64)
-    )
-
-
-def _overlap(boxes_P4: np.ndarray, marked_P4: np.ndarray) -> np.ndarray:
-    """Intersection over union with the marked box; 0 where nothing is marked."""
-    low_P2 = np.fmax(boxes_P4[:, :2], marked_P4[:, :2])
-    high_P2 = np.fmin(boxes_P4[:, 2:], marked_P4[:, 2:])
-    shared_P = np.prod(np.clip(high_P2 - low_P2, 0, None), axis=1)
-    union_P = (
-        np.prod(boxes_P4[:, 2:] - boxes_P4[:, :2], axis=1)
-        + np.prod(marked_P4[:, 2:] - marked_P4[:, :2], axis=1)
-        - shared_P
-    )
-    return np.nan_to_num(shared_P / np.maximum(union_P, 1e-9), nan=0.0)
 
 
 def _dimensions(schema: pa.Schema) -> tuple[int, int]:

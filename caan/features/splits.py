@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caan.datasets.splits import num_held_out
 from caan.errors import InputError
 from caan.features.packed import PackedVideos
 
@@ -50,13 +51,10 @@ def split_validation(
     Raises:
         InputError: a fraction outside 0 to 1.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"option `fraction` is {fraction}; it lies between 0 and 1")
     videos = videos.usable()
     rng = np.random.default_rng(seed)
     in_validation = np.zeros(len(videos), dtype=bool)
     for label in np.unique(videos.labels_V):
         members = rng.permutation(np.flatnonzero(videos.labels_V == label))
-        count = max(round(fraction * len(members)), 1) if len(members) > 1 else 0
-        in_validation[members[:count]] = True
+        in_validation[members[: num_held_out(len(members), fraction)]] = True
     return videos.select(~in_validation), videos.select(in_validation)

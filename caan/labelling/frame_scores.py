@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from caan.arrow import flat_list, numbers, vector_array
+from caan.arrow import flat_list, numbers, rows_of_items, vector_array
 from caan.extraction.config import ExtractionConfig
 from caan.extraction.embed import SegmentEmbedder
 from caan.models.checkpoint import LoadedModel, load_model
@@ -53,8 +53,7 @@ class FrameScorer:
         """
         frames, frame_offsets = flat_list(table["frames"])
         faces, face_offsets = flat_list(table["faces"])
-        frame_rows = np.repeat(np.arange(table.num_rows), np.diff(frame_offsets.to_numpy()))
-        face_rows = np.repeat(np.arange(table.num_rows), np.diff(face_offsets.to_numpy()))
+        frame_rows, face_rows = rows_of_items(frame_offsets), rows_of_items(face_offsets)
         frame_index = frames.field("frame_index").to_numpy(zero_copy_only=False)
         face_index = faces.field("frame_index").to_numpy(zero_copy_only=False)
         place = {key: n for n, key in enumerate(zip(frame_rows, frame_index, strict=True))}

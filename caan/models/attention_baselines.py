@@ -9,8 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caan.models.caan import normalize_scores
-from caan.models.head import EncodedFrames, FrameBatch, Head, masked_mean, one_of, weighted_sum
+from caan.models.caan import normalize_scores, weighted_mean
+from caan.models.config import Modality
+from caan.models.head import (
+    EncodedFrames,
+    FrameBatch,
+    Head,
+    HeadSizes,
+    masked_mean,
+    modalities_of,
+    weighted_sum,
+)
+from caan.models.two_streams import TwoStreams
 
 
 class _SingleStream(Head):
@@ -18,33 +28,20 @@ class _SingleStream(Head):
 
     def __init__(
         self,
-        *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
-        modality: str,
+        sizes: HeadSizes,
+        modality: Modality,
         feature_size: int,
         dropout: float,
         null_face: bool,
     ) -> None:
-        modality = one_of("modality", modality, ("fusion", "face", "context"))
-        self.modalities = ("face", "context") if modality == "fusion" else (modality,)
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=feature_size,
-            null_face=null_face,
-        )
-        dims = {"face": face_dim, "context": context_dim}
-        self.input_dim = sum(dims[name] for name in self.modalities)
-        self.dropout = nn.Dropout(dropout)
+        self.modalities = modalities_of(modality)
+        super().__init__(sizes, feature_size, dropout, null_face)
+        self.input_dim = sizes.vector_dim(self.modalities)
         self.first = nn.Linear(self.input_dim, feature_size)
 
     def inputs(self, frames: FrameBatch) -> Tensor:
         """The standardised vectors; face and context side by side where both are used."""
-        both = {"face": self.face_vectors, "context": self.context_vectors}
-        return torch.cat([both[name](frames) for name in self.modalities], dim=-1)
+        return torch.cat(self.vectors(frames), dim=-1)
 
 
 class QAN(_SingleStream):
@@ -59,26 +56,16 @@ class QAN(_SingleStream):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
-        modality: str = "context",
+        modality: Modality = "context",
         feature_size: int = 1024,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            modality=modality,
-            feature_size=feature_size,
-            dropout=dropout,
-            null_face=null_face,
-        )
+        super().__init__(sizes, modality, feature_size, dropout, null_face)
         self.quality = nn.Linear(self.input_dim, 1)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Feature, quality and emotion of each frame."""
@@ -89,8 +76,7 @@ class QAN(_SingleStream):
 
     def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of the features, weighted by quality."""
-        scores_BT = normalize_scores(s_BT, mask_BT, "sigmoid")
-        return weighted_sum(g_BTF.float(), scores_BT), scores_BT
+        return weighted_mean(g_BTF, s_BT, mask_BT, "sigmoid")
 
     def classify(self, embedding_BR: Tensor) -> Tensor:
         """The frames' classifier on R."""
@@ -110,27 +96,17 @@ class EmotionFAN(_SingleStream):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
-        modality: str = "face",
+        modality: Modality = "face",
         feature_size: int = 512,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            modality=modality,
-            feature_size=feature_size,
-            dropout=dropout,
-            null_face=null_face,
-        )
+        super().__init__(sizes, modality, feature_size, dropout, null_face)
         self.self_attention = nn.Linear(feature_size, 1)
         self.relation_attention = nn.Linear(2 * feature_size, 1)
-        self.classifier = nn.Linear(2 * feature_size, num_emotions)
+        self.classifier = nn.Linear(2 * feature_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Feature and first attention of each frame."""
@@ -152,7 +128,7 @@ class EmotionFAN(_SingleStream):
         return self.classifier(self.dropout(embedding_BR))
 
 
-class AttentionClusters(Head):
+class AttentionClusters(TwoStreams):
     """Attention clusters with the shifting operation: N attentions over each modality's frames.
 
     a_k = softmax over frames of FC(x); v_k = w_k sum(a_k x) + b_k, scaled to length 1/sqrt(N); R =
@@ -163,40 +139,28 @@ class AttentionClusters(Head):
     """
 
     trains_frames = False
+    drops_inputs = False
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         projection_size: int = 512,
         num_clusters: int = 8,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=2 * projection_size,
-            null_face=null_face,
-        )
+        super().__init__(sizes, projection_size, 2 * projection_size, dropout, null_face)
         self.num_clusters = num_clusters
-        self.dropout = nn.Dropout(dropout)
-        self.project_face = nn.Linear(face_dim, projection_size)
-        self.project_context = nn.Linear(context_dim, projection_size)
         self.attend = nn.ModuleList(nn.Linear(projection_size, num_clusters) for _ in range(2))
         glorot = math.sqrt(2.0 / (1 + num_clusters))
         self.scale_MN = nn.Parameter(glorot * torch.randn(2, num_clusters))
         self.shift_MN = nn.Parameter(glorot * torch.randn(2, num_clusters))
-        self.classifier = nn.Linear(2 * num_clusters * projection_size, num_emotions)
+        self.classifier = nn.Linear(2 * num_clusters * projection_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Both projections of each frame, side by side."""
-        face_BTP = F.relu(self.project_face(self.face_vectors(frames)))
-        context_BTP = F.relu(self.project_context(self.context_vectors(frames)))
-        g_BTF = torch.cat([face_BTP, context_BTP], dim=-1)
+        g_BTF = torch.cat(self.projected(frames), dim=-1)
         return EncodedFrames(g_BTF, torch.zeros_like(g_BTF[..., 0]), self.frames_alone(g_BTF))
 
     def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +183,7 @@ class AttentionClusters(Head):
         return self.classifier(self.dropout(embedding_BR))
 
 
-class AdaptiveFusion(Head):
+class AdaptiveFusion(TwoStreams):
     """CAER-Net's adaptive fusion: a softmax weights face against context in each frame.
 
     lambda = softmax([FC(ReLU(FC 128(x))), FC(ReLU(FC 128(c)))]) in each frame;
@@ -229,38 +193,28 @@ class AdaptiveFusion(Head):
     Source: Lee et al., ICCV 2019, by its published code; averaging frames is our choice.
     """
 
+    drops_inputs = False
+
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         projection_size: int = 1024,
         feature_size: int = 1024,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=feature_size,
-            null_face=null_face,
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.project_face = nn.Linear(face_dim, projection_size)
-        self.project_context = nn.Linear(context_dim, projection_size)
+        super().__init__(sizes, projection_size, feature_size, dropout, null_face)
         self.weigh = nn.ModuleList(
             nn.Sequential(nn.Linear(projection_size, 128), nn.ReLU(), nn.Linear(128, 1))
             for _ in range(2)
         )
         self.hidden = nn.Linear(2 * projection_size, feature_size)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Fused feature of each frame."""
-        face_BTP = F.relu(self.project_face(self.face_vectors(frames)))
-        context_BTP = F.relu(self.project_context(self.context_vectors(frames)))
+        face_BTP, context_BTP = self.projected(frames)
         weights_BT2 = torch.softmax(
             torch.cat([self.weigh[0](face_BTP), self.weigh[1](context_BTP)], dim=-1), dim=-1
         )

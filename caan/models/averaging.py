@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caan.models.head import EncodedFrames, FrameBatch, Head, HeadOutput, masked_mean
+from caan.models.head import EncodedFrames, FrameBatch, Head, HeadOutput, HeadSizes, masked_mean
+from caan.models.two_streams import TwoStreams
 
 
 class AverageFirst(Head):
@@ -24,11 +25,6 @@ class AverageFirst(Head):
     def project(self, vectors: Sequence[Tensor]) -> Tensor:
         """The first layer, without its activation: one tensor per modality -> [..., F]."""
         raise NotImplementedError
-
-    def vectors(self, frames: FrameBatch) -> list[Tensor]:
-        """The standardised vectors of this head's modalities."""
-        both = {"face": self.face_vectors, "context": self.context_vectors}
-        return [both[modality](frames) for modality in self.modalities]
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """The first layer's output of each frame."""
@@ -59,25 +55,10 @@ class AverageFirst(Head):
 class _SingleAverage(AverageFirst):
     """Mean of one modality's vectors, then two fully connected layers."""
 
-    def __init__(
-        self,
-        *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
-        feature_size: int = 1024,
-        dropout: float = 0.5,
-    ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=feature_size,
-        )
-        self.dropout = nn.Dropout(dropout)
-        dim = face_dim if self.modalities == ("face",) else context_dim
-        self.first = nn.Linear(dim, feature_size)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+    def __init__(self, sizes: HeadSizes, *, feature_size: int = 1024, dropout: float = 0.5) -> None:
+        super().__init__(sizes, feature_size, dropout)
+        self.first = nn.Linear(sizes.vector_dim(self.modalities), feature_size)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def project(self, vectors: Sequence[Tensor]) -> Tensor:
         """The first of the two layers."""
@@ -106,7 +87,7 @@ class CAA(_SingleAverage):
     modalities = ("context",)
 
 
-class FFAA(Head):
+class FFAA(TwoStreams):
     """Fusion feature average aggregate: FC 1024 each, concatenated, averaged, FC 1024, FC K.
 
     Source: paper Section 5.2; projecting before averaging follows "first passed ... then fused".
@@ -114,33 +95,20 @@ class FFAA(Head):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         projection_size: int = 1024,
         feature_size: int = 1024,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=2 * projection_size,
-            null_face=null_face,
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.project_face = nn.Linear(face_dim, projection_size)
-        self.project_context = nn.Linear(context_dim, projection_size)
+        super().__init__(sizes, projection_size, 2 * projection_size, dropout, null_face)
         self.hidden = nn.Linear(2 * projection_size, feature_size)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Both projections of each frame, side by side."""
-        face_BTP = F.relu(self.project_face(self.dropout(self.face_vectors(frames))))
-        context_BTP = F.relu(self.project_context(self.dropout(self.context_vectors(frames))))
-        g_BTF = torch.cat([face_BTP, context_BTP], dim=-1)
+        g_BTF = torch.cat(self.projected(frames), dim=-1)
         return EncodedFrames(g_BTF, torch.zeros_like(g_BTF[..., 0]), self.classify(g_BTF))
 
     def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,27 +130,18 @@ class ContextFusionNet(AverageFirst):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         projection_size: int = 1024,
         fusion_size: int = 2048,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=2 * projection_size,
-            null_face=null_face,
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.project_face = nn.Linear(face_dim, projection_size)
-        self.project_context = nn.Linear(context_dim, projection_size)
+        super().__init__(sizes, 2 * projection_size, dropout, null_face)
+        self.project_face = nn.Linear(sizes.face_dim, projection_size)
+        self.project_context = nn.Linear(sizes.context_dim, projection_size)
         self.fusion = nn.Linear(2 * projection_size, fusion_size)
-        self.classifier = nn.Linear(fusion_size, num_emotions)
+        self.classifier = nn.Linear(fusion_size, sizes.num_emotions)
 
     def project(self, vectors: Sequence[Tensor]) -> Tensor:
         """Both streams' layers, side by side."""
@@ -206,25 +165,16 @@ class EmoticNet(AverageFirst):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         feature_size: int = 256,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=feature_size,
-            null_face=null_face,
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.first = nn.Linear(face_dim + context_dim, feature_size)
+        super().__init__(sizes, feature_size, dropout, null_face)
+        self.first = nn.Linear(sizes.vector_dim(self.modalities), feature_size)
         self.norm = nn.BatchNorm1d(feature_size)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def project(self, vectors: Sequence[Tensor]) -> Tensor:
         """The layer over both modalities."""

@@ -2,7 +2,7 @@
 
 To add a head: write its class in a file of its own as a subclass of `Head`, add its name to
 `ModelName` in config.py and its entry in MODELS. Options that it takes as keyword arguments come
-from the `ModelConfig` fields of the same names.
+from the `ModelConfig` fields of the same names; the choices of one are its `Literal` there.
 """
 
 import dataclasses
@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import torch
 
+from caan.config import check_choice
 from caan.errors import InputError
 from caan.models.attention_baselines import QAN, AdaptiveFusion, AttentionClusters, EmotionFAN
 from caan.models.averaging import CAA, FAA, FFAA, ContextFusionNet, EmoticNet
 from caan.models.caan import CAAN
 from caan.models.config import ModelConfig
-from caan.models.head import Head
+from caan.models.head import Head, HeadSizes
 from caan.models.pool5 import PoolFiveAttention
 from caan.models.recurrent import LateFusionLSTM, ScoreTree
 
@@ -43,23 +44,23 @@ def build_model(
     """Build the head that `config` names, initialised from `seed`; torch's random state stays.
 
     Raises:
-        InputError: an unknown name, or a changed option that this head does not have.
+        InputError: an unknown name, a value that is none of the head's choices, or a changed option
+            that this head does not have.
     """
     if config.name not in MODELS:
         raise InputError(f"unknown model `{config.name}`; there are {', '.join(MODELS)}")
     head = MODELS[config.name]
-    accepted = inspect.signature(head).parameters
+    accepted = inspect.signature(head, eval_str=True).parameters
     options = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "name" or (field.name == "dropout" and value is None):
             continue
         if field.name in accepted:
+            check_choice(field.name, value, accepted[field.name].annotation)
             options[field.name] = value
         elif value != field.default:
             raise InputError(f"option `{field.name}` has no effect on model `{config.name}`")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return head(
-            face_dim=face_dim, context_dim=context_dim, num_emotions=num_emotions, **options
-        )
+        return head(HeadSizes(face_dim, context_dim, num_emotions), **options)

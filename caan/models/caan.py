@@ -5,18 +5,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caan.errors import InputError
-from caan.models.head import EncodedFrames, FrameBatch, Head, one_of, weighted_sum
+from caan.models.config import Activation, FusionName, Modality, ScoreFunction, ScoreInput
+from caan.models.head import (
+    EncodedFrames,
+    FrameBatch,
+    Head,
+    HeadSizes,
+    modalities_of,
+    weighted_sum,
+)
 
-SCORE_FUNCTIONS = ("sigmoid", "softplus", "softmax", "raw")
-FUSIONS = ("concat", "concat_fc", "sum_fc", "product", "gated")
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "none": nn.Identity}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "none": nn.Identity,
+}
 
 RAW_FLOOR = 1e-3
 """Smallest absolute value of the denominator of eq. 4 in its raw form (our choice)."""
 
 
 def normalize_scores(
-    s_BT: Tensor, mask_BT: Tensor, score_fn: str, temperature: float = 1.0
+    s_BT: Tensor, mask_BT: Tensor, score_fn: ScoreFunction, temperature: float = 1.0
 ) -> Tensor:
     """Emotion scores as weights [B, T] that sum to 1 over a video's frames; 0 on padding.
 
@@ -47,13 +58,23 @@ def normalize_scores(
     return weights_BT * mask_BT
 
 
+def weighted_mean(
+    g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor, score_fn: ScoreFunction, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Paper eq. 4: the mean of a video's features [B, F], and the weight [B, T] of each frame."""
+    scores_BT = normalize_scores(s_BT, mask_BT, score_fn, temperature)
+    return weighted_sum(g_BTF.float(), scores_BT), scores_BT
+
+
 class Scorer(nn.Sequential):
     """Raw emotion score of each frame: 1, 2 or 3 fully connected layers, the last with one cell.
 
     Source: paper eq. 3 and Section 5.1 (1FC, 2FC, 3FC); widths are our choice.
     """
 
-    def __init__(self, dim: int, depth: int, sizes: tuple[int, ...], activation: str) -> None:
+    def __init__(
+        self, dim: int, depth: int, sizes: tuple[int, ...], activation: Activation
+    ) -> None:
         if not 1 <= depth <= len(sizes) + 1:
             raise InputError(
                 f"option `scorer_depth` is {depth}; with {len(sizes)} hidden sizes in "
@@ -75,9 +96,11 @@ class Fusion(nn.Module):
     Source: paper eq. 1 ("a fusion layer with 2048 neurons"); which function is open there.
     """
 
-    def __init__(self, kind: str, projection_size: int, fusion_size: int, activation: str) -> None:
+    def __init__(
+        self, kind: FusionName, projection_size: int, fusion_size: int, activation: Activation
+    ) -> None:
         super().__init__()
-        self.kind = one_of("fusion", kind, FUSIONS)
+        self.kind = kind
         self.dim = fusion_size
         if kind == "concat_fc":
             self.layer = nn.Linear(2 * projection_size, fusion_size)
@@ -118,51 +141,40 @@ class CAAN(Head):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
-        modality: str = "fusion",
+        modality: Modality = "fusion",
         projection_size: int = 1024,
-        fusion: str = "concat_fc",
+        fusion: FusionName = "concat_fc",
         fusion_size: int = 2048,
         feature_size: int = 1024,
         scorer_depth: int = 3,
         scorer_sizes: tuple[int, ...] = (256, 128),
-        score_fn: str = "sigmoid",
+        score_fn: ScoreFunction = "sigmoid",
         score_temperature: float = 1.0,
-        score_input: str = "g",
-        activation: str = "relu",
+        score_input: ScoreInput = "g",
+        activation: Activation = "relu",
         dropout: float = 0.0,
         null_face: bool = False,
     ) -> None:
-        modality = one_of("modality", modality, ("fusion", "face", "context"))
-        self.modalities = ("face", "context") if modality == "fusion" else (modality,)
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=feature_size,
-            null_face=null_face,
-        )
-        self.score_fn = one_of("score_fn", score_fn, SCORE_FUNCTIONS)
-        self.score_input = one_of("score_input", score_input, ("g", "r"))
+        self.modalities = modalities_of(modality)
+        super().__init__(sizes, feature_size, dropout, null_face)
+        self.score_fn = score_fn
+        self.score_input = score_input
         self.score_temperature = score_temperature
-        one_of("activation", activation, tuple(ACTIVATIONS))
         self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
         fusion_dim = projection_size
         if "face" in self.modalities:
-            self.project_face = nn.Linear(face_dim, projection_size)
+            self.project_face = nn.Linear(sizes.face_dim, projection_size)
         if "context" in self.modalities:
-            self.project_context = nn.Linear(context_dim, projection_size)
+            self.project_context = nn.Linear(sizes.context_dim, projection_size)
         if modality == "fusion":
             self.fusion = Fusion(fusion, projection_size, fusion_size, activation)
             fusion_dim = self.fusion.dim
         self.frame_feature = nn.Linear(fusion_dim, feature_size)
         scorer_dim = feature_size if score_input == "g" else fusion_dim
         self.scorer = Scorer(scorer_dim, scorer_depth, scorer_sizes, activation)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Eqs. 1-3 and the frame branch's emotion prediction."""
@@ -180,8 +192,7 @@ class CAAN(Head):
 
     def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4."""
-        scores_BT = normalize_scores(s_BT, mask_BT, self.score_fn, self.score_temperature)
-        return weighted_sum(g_BTF.float(), scores_BT), scores_BT
+        return weighted_mean(g_BTF, s_BT, mask_BT, self.score_fn, self.score_temperature)
 
     def classify(self, embedding_BR: Tensor) -> Tensor:
         """The frame branch's layer, applied to R (our choice: the paper names no video layer)."""

@@ -25,7 +25,7 @@ ScoreInput = Literal["g", "r"]
 Activation = Literal["relu", "tanh", "gelu", "none"]
 
 Rule = Literal["head", "frames", "centroids"]
-RULES: tuple[str, ...] = get_args(Rule)
+RULES: tuple[Rule, ...] = get_args(Rule)
 """The prediction rules; the paper does not state its own.
 
 head: the classifier on R. frames: the mean of the frames' softmaxes, weighted by their emotion

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.models.config import RULES
+from caan.models.config import Rule
 from caan.models.head import FrameBatch, Head, HeadOutput
 from caan.schema import UNCERTAIN
 
@@ -27,11 +27,11 @@ def label_of(emotions: Sequence[str], probabilities_K: np.ndarray, abstain_below
     return UNCERTAIN if probabilities_K[best] < abstain_below else emotions[best]
 
 
-def video_evidence(output: HeadOutput, rule: str, centroids_KR: Tensor | None = None) -> Tensor:
-    """Logits of each video by one of RULES: [B, K].
+def video_evidence(output: HeadOutput, rule: Rule, centroids_KR: Tensor | None = None) -> Tensor:
+    """Logits of each video by a prediction rule: [B, K].
 
     Raises:
-        InputError: an unknown rule, or `centroids` for a model that has none.
+        InputError: `centroids` for a model that has none.
     """
     if rule == "head":
         return output.video_logits_BK.float()
@@ -42,12 +42,10 @@ def video_evidence(output: HeadOutput, rule: str, centroids_KR: Tensor | None = 
         frames_BTK = torch.softmax(output.frame_logits_BTK.float(), dim=-1)
         mean_BK = torch.bmm(weights_BT[:, None, :], frames_BTK).squeeze(1)
         return mean_BK.clamp(min=1e-9).log()
-    if rule == "centroids":
-        if centroids_KR is None:
-            raise InputError("option `rule` is `centroids`, and this model has no centroids")
-        unit_BR = F.normalize(output.embedding_BR.float(), dim=1)
-        return CENTROID_SHARPNESS * (2.0 * unit_BR @ centroids_KR.T - 1.0)
-    raise InputError(f"option `rule` is `{rule}`; choose one of {', '.join(RULES)}")
+    if centroids_KR is None:
+        raise InputError("option `rule` is `centroids`, and this model has no centroids")
+    unit_BR = F.normalize(output.embedding_BR.float(), dim=1)
+    return CENTROID_SHARPNESS * (2.0 * unit_BR @ centroids_KR.T - 1.0)
 
 
 def blinded(model: Head, frames: FrameBatch, modality: str) -> FrameBatch:

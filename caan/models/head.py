@@ -4,13 +4,30 @@ Shape legend of `caan.models`: B videos, T frames (padded), D face vector, E con
 F frame feature g (paper eq. 2), R video feature (paper eq. 4), K emotions, C H W pool5 maps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from caan.errors import InputError
+from caan.models.config import Modality
+
+
+class HeadSizes(NamedTuple):
+    """The sizes that the data decide: those of the vectors, and the number of emotions."""
+
+    face_dim: int
+    """Numbers per face vector, D."""
+    context_dim: int
+    """Numbers per context vector, E."""
+    num_emotions: int
+    """Emotions, K."""
+
+    def vector_dim(self, modalities: Sequence[str]) -> int:
+        """Numbers per frame of the vectors of these modalities, side by side."""
+        dims = {"face": self.face_dim, "context": self.context_dim}
+        return sum(dims[modality] for modality in modalities)
 
 
 class FrameBatch(NamedTuple):
@@ -112,24 +129,23 @@ class Head(nn.Module):
     """Modalities whose pool5 maps the head reads, with channels, height and width."""
 
     def __init__(
-        self,
-        *,
-        face_dim: int,
-        context_dim: int,
-        feature_dim: int,
-        num_emotions: int,
-        null_face: bool = False,
+        self, sizes: HeadSizes, feature_dim: int, dropout: float, null_face: bool = False
     ) -> None:
-        """`feature_dim` is the size F of g; `null_face` learns a vector for frames without one."""
+        """Make what every head has.
+
+        `feature_dim` is the size F of g; `dropout` the share of inputs that `self.dropout` drops;
+        `null_face` learns a vector for frames without one.
+        """
         super().__init__()
         self.feature_dim = feature_dim
-        self.num_emotions = num_emotions
+        self.num_emotions = sizes.num_emotions
         if "face" in self.modalities:
-            self.standardize_face = Standardize(face_dim)
+            self.standardize_face = Standardize(sizes.face_dim)
             if null_face:
-                self.null_face_D = nn.Parameter(torch.zeros(face_dim))
+                self.null_face_D = nn.Parameter(torch.zeros(sizes.face_dim))
         if "context" in self.modalities:
-            self.standardize_context = Standardize(context_dim)
+            self.standardize_context = Standardize(sizes.context_dim)
+        self.dropout = nn.Dropout(dropout)
 
     def face_vectors(self, frames: FrameBatch) -> Tensor:
         """Standardised face vectors; the learned null vector where a frame has no face."""
@@ -145,6 +161,11 @@ class Head(nn.Module):
         if frames.context_BTE is None:
             raise InputError("this head needs context vectors, and the features have none")
         return self.standardize_context(frames.context_BTE)
+
+    def vectors(self, frames: FrameBatch) -> list[Tensor]:
+        """The standardised vectors of each of this head's modalities."""
+        both = {"face": self.face_vectors, "context": self.context_vectors}
+        return [both[modality](frames) for modality in self.modalities]
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Frame features, raw emotion scores and frame logits, each frame on its own."""
@@ -196,12 +217,6 @@ def weighted_sum(x_BTF: Tensor, weights_BT: Tensor) -> Tensor:
     return torch.bmm(weights_BT[:, None, :], x_BTF).squeeze(1)
 
 
-def one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
-    """`value`, if it is one of the choices.
-
-    Raises:
-        InputError: it is not; names the option, the value and the choices.
-    """
-    if value not in choices:
-        raise InputError(f"option `{option}` is `{value}`; choose one of {', '.join(choices)}")
-    return value
+def modalities_of(modality: Modality) -> tuple[str, ...]:
+    """What a head of this option looks at: face and context, or one of them."""
+    return ("face", "context") if modality == "fusion" else (modality,)

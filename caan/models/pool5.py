@@ -1,11 +1,14 @@
 """A head for one modality with attention from pool5 maps (the paper's Tables 2 and 3)."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caan.errors import InputError
-from caan.models.caan import SCORE_FUNCTIONS, normalize_scores
-from caan.models.head import EncodedFrames, FrameBatch, Head, one_of, weighted_sum
+from caan.models.caan import weighted_mean
+from caan.models.config import ScoreFunction
+from caan.models.head import EncodedFrames, FrameBatch, Head, HeadSizes
 
 CHANNELS = (128, 64, 32)
 """Output channels of the score branch's convolutions (our choice)."""
@@ -23,30 +26,22 @@ class PoolFiveAttention(Head):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
-        modality: str = "face",
+        modality: Literal["face", "context"] = "face",
         feature_size: int = 1024,
         scorer_depth: int = 1,
-        score_fn: str = "sigmoid",
+        score_fn: ScoreFunction = "sigmoid",
         score_temperature: float = 1.0,
         dropout: float = 0.0,
         pool5_shape: tuple[int, int, int] = (512, 7, 7),
     ) -> None:
-        self.modalities = (one_of("modality", modality, ("face", "context")),)
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=feature_size,
-        )
+        self.modalities = (modality,)
+        super().__init__(sizes, feature_size, dropout)
         if not 1 <= scorer_depth <= len(CHANNELS):
             raise InputError(f"option `scorer_depth` is {scorer_depth}; it can be 1 to 3")
-        self.score_fn = one_of("score_fn", score_fn, SCORE_FUNCTIONS)
+        self.score_fn = score_fn
         self.score_temperature = score_temperature
-        self.dropout = nn.Dropout(dropout)
         self.map_shapes = {modality: pool5_shape}
         channels, height, width = pool5_shape
         layers: list[nn.Module] = [nn.GroupNorm(1, channels)]
@@ -54,8 +49,8 @@ class PoolFiveAttention(Head):
             layers += [nn.Conv2d(channels, size, 3, padding=1), nn.ReLU()]
             channels = size
         self.scorer = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, 1))
-        self.first = nn.Linear(face_dim if modality == "face" else context_dim, feature_size)
-        self.classifier = nn.Linear(feature_size, num_emotions)
+        self.first = nn.Linear(sizes.vector_dim(self.modalities), feature_size)
+        self.classifier = nn.Linear(feature_size, sizes.num_emotions)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Feature from fc6 and score from pool5 of each frame."""
@@ -74,8 +69,7 @@ class PoolFiveAttention(Head):
 
     def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4."""
-        scores_BT = normalize_scores(s_BT, mask_BT, self.score_fn, self.score_temperature)
-        return weighted_sum(g_BTF.float(), scores_BT), scores_BT
+        return weighted_mean(g_BTF, s_BT, mask_BT, self.score_fn, self.score_temperature)
 
     def classify(self, embedding_BR: Tensor) -> Tensor:
         """The frames' classifier on R."""

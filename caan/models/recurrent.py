@@ -4,13 +4,13 @@ Frames of a video come first and padding after them; H is the size of an LSTM's 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caan.models.head import EncodedFrames, FrameBatch, Head, masked_mean
+from caan.models.head import EncodedFrames, FrameBatch, HeadSizes, masked_mean
+from caan.models.two_streams import TwoStreams
 
 
-class _TwoLSTMs(Head):
+class _TwoLSTMs(TwoStreams):
     """FC and LSTM over each modality; the video feature is both last states side by side.
 
     Every frame gets the same emotion score: an LSTM has no attention.
@@ -21,33 +21,19 @@ class _TwoLSTMs(Head):
 
     def __init__(
         self,
-        *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
+        sizes: HeadSizes,
         projection_size: int,
         recurrent_size: int,
         dropout: float,
         null_face: bool,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            feature_dim=2 * projection_size,
-            null_face=null_face,
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.project_face = nn.Linear(face_dim, projection_size)
-        self.project_context = nn.Linear(context_dim, projection_size)
+        super().__init__(sizes, projection_size, 2 * projection_size, dropout, null_face)
         self.lstm_face = nn.LSTM(projection_size, recurrent_size, batch_first=True)
         self.lstm_context = nn.LSTM(projection_size, recurrent_size, batch_first=True)
 
     def encode(self, frames: FrameBatch) -> EncodedFrames:
         """Both projections of each frame, side by side."""
-        face_BTP = F.relu(self.project_face(self.dropout(self.face_vectors(frames))))
-        context_BTP = F.relu(self.project_context(self.dropout(self.context_vectors(frames))))
-        g_BTF = torch.cat([face_BTP, context_BTP], dim=-1)
+        g_BTF = torch.cat(self.projected(frames), dim=-1)
         return EncodedFrames(g_BTF, torch.zeros_like(g_BTF[..., 0]), self.frames_alone(g_BTF))
 
     def pool(self, g_BTF: Tensor, s_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,28 +58,18 @@ class LateFusionLSTM(_TwoLSTMs):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         projection_size: int = 512,
         recurrent_size: int = 512,
         face_share: float = 0.5,
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            projection_size=projection_size,
-            recurrent_size=recurrent_size,
-            dropout=dropout,
-            null_face=null_face,
-        )
+        super().__init__(sizes, projection_size, recurrent_size, dropout, null_face)
         self.face_share = face_share
-        self.classify_face = nn.Linear(recurrent_size, num_emotions)
-        self.classify_context = nn.Linear(recurrent_size, num_emotions)
+        self.classify_face = nn.Linear(recurrent_size, sizes.num_emotions)
+        self.classify_context = nn.Linear(recurrent_size, sizes.num_emotions)
 
     def classify(self, embedding_BR: Tensor) -> Tensor:
         """Logarithm of the mean of both streams' probabilities."""
@@ -115,10 +91,8 @@ class ScoreTree(_TwoLSTMs):
 
     def __init__(
         self,
+        sizes: HeadSizes,
         *,
-        face_dim: int,
-        context_dim: int,
-        num_emotions: int,
         projection_size: int = 512,
         recurrent_size: int = 512,
         feature_size: int = 256,
@@ -126,20 +100,13 @@ class ScoreTree(_TwoLSTMs):
         dropout: float = 0.5,
         null_face: bool = False,
     ) -> None:
-        super().__init__(
-            face_dim=face_dim,
-            context_dim=context_dim,
-            num_emotions=num_emotions,
-            projection_size=projection_size,
-            recurrent_size=recurrent_size,
-            dropout=dropout,
-            null_face=null_face,
-        )
+        super().__init__(sizes, projection_size, recurrent_size, dropout, null_face)
         self.modality_dropout = modality_dropout
-        self.score_face = nn.Linear(recurrent_size, num_emotions)
-        self.score_context = nn.Linear(recurrent_size, num_emotions)
-        self.join_face = _Join(recurrent_size + num_emotions, feature_size, num_emotions)
-        self.join_context = _Join(recurrent_size + num_emotions, feature_size, num_emotions)
+        self.score_face = nn.Linear(recurrent_size, sizes.num_emotions)
+        self.score_context = nn.Linear(recurrent_size, sizes.num_emotions)
+        joined_dim = recurrent_size + sizes.num_emotions
+        self.join_face = _Join(joined_dim, feature_size, sizes.num_emotions)
+        self.join_context = _Join(joined_dim, feature_size, sizes.num_emotions)
         self.mix_2 = nn.Parameter(torch.zeros(2))
 
     def classify(self, embedding_BR: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from caan import config
 from caan.errors import InputError
+from caan.features.config import Sampling
 from caan.models.config import Rule
 
 TripletMining = Literal["semi_hard", "batch_all"]
 ClassWeights = Literal["none", "balanced", "log"]
-Sampling = Literal["balanced", "shuffled"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "bfloat16"]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caan.errors import InputError
-from caan.training.config import TripletMining
+from caan.training.config import ClassWeights, TripletMining
 
 
 def soft_targets(targets_B: Tensor, soft_BK: Tensor | None, votes_share: float) -> Tensor:
@@ -126,7 +126,9 @@ def contrastive_loss(embedding_NR: Tensor, labels_N: Tensor, margin: float) -> T
     return (like + unlike) / 2
 
 
-def class_weights(labels_V: np.ndarray | Sequence[int], num_emotions: int, kind: str) -> Tensor:
+def class_weights(
+    labels_V: np.ndarray | Sequence[int], num_emotions: int, kind: ClassWeights
+) -> Tensor:
     """Weight of each emotion's videos in the cross-entropies: [K], mean 1."""
     share_K = np.bincount(np.asarray(labels_V), minlength=num_emotions) / max(len(labels_V), 1)
     if kind == "none":

@@ -60,7 +60,9 @@ def predict(
     model.eval()
     num_videos, num_emotions = len(videos), len(videos.label_set)
     rules = RULES if centroids_KR is not None else RULES[:2]
-    evidence = {rule: np.zeros((num_videos, num_emotions), np.float32) for rule in rules}
+    evidence: dict[str, np.ndarray] = {
+        rule: np.zeros((num_videos, num_emotions), np.float32) for rule in rules
+    }
     ends_V = np.cumsum(videos.counts_V)
     num_frames = int(ends_V[-1]) if num_videos else 0
     scores_N = np.zeros(num_frames, np.float32)

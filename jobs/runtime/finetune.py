@@ -4,7 +4,6 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,12 @@ from caan.training.config import FinetuneConfig
 from caan.training.finetune import FinetuneResult
 from caan.training.loop import epoch_line
 from jobs.runtime import cluster, worker_log
+from jobs.runtime.finetune_options import FinetuneOptions
 
 logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"
 """Folder of the decoded pictures, and name of their table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRun:
-    """Where a fine-tuning writes, and how it uses the cluster."""
-
-    output: str
-    """Folder of the weights; local (shared by all nodes) or s3://."""
-    num_workers: int
-    """Worker processes."""
-    max_failures: int
-    """Lost workers that the run survives; -1: any number."""
-    keep_pictures: bool
-    """Keep the decoded pictures after the end."""
-    options: dict[str, Any]
-    """All options of the job, for run.json."""
 
 
 def begin(output: str, identity: dict[str, Any]) -> bool:
@@ -59,7 +43,7 @@ def begin(output: str, identity: dict[str, Any]) -> bool:
 
 
 def train_network(
-    run: FinetuneRun,
+    options: FinetuneOptions,
     worker: Callable[[Any], None],
     task: Any,
     datasets: dict[str, ray.data.Dataset],
@@ -70,15 +54,15 @@ def train_network(
     Raises:
         InputError: the cluster has fewer CPU slots than the workers need.
     """
-    slots = int(ray.cluster_resources().get("CPU", 0))
-    if slots < run.num_workers + 2:
+    slots, needed = int(ray.cluster_resources().get("CPU", 0)), options.num_workers + 2
+    if slots < needed:
         raise InputError(
-            f"--num-workers {run.num_workers} needs {run.num_workers + 2} CPU slots, two of them "
+            f"--num-workers {options.num_workers} needs {needed} CPU slots, two of them "
             f"for reading, and the Ray cluster has {slots}: start it with more, or take fewer."
         )
     cluster.poll_training_often()
-    use_gpu = cluster.num_gpus() >= run.num_workers
-    filesystem, path = storage.filesystem(storage.join(run.output, "state"))
+    use_gpu = cluster.num_gpus() >= options.num_workers
+    filesystem, path = storage.filesystem(storage.join(options.output, "state"))
     with worker_log.shown(logger) as latest:
         trainer = ray.train.torch.TorchTrainer(
             partial(_start_worker, worker),
@@ -86,7 +70,7 @@ def train_network(
             datasets=datasets,  # type: ignore[arg-type]
             dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=run.num_workers,
+                num_workers=options.num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
             ),
@@ -95,21 +79,21 @@ def train_network(
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+                failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
             ),
         )
         result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError("fine-tuning ended without weights")
     with result.checkpoint.as_directory() as folder:
-        storage.copy_folder(folder, run.output)
+        storage.copy_folder(folder, options.output)
 
 
-def _start_worker(worker: Callable[[Any], None], options: dict[str, Any]) -> None:
+def _start_worker(worker: Callable[[Any], None], given: dict[str, Any]) -> None:
     """Run a worker; the first one sends its progress lines to the job's log."""
     if worker_place()[0] == 0:
-        worker_log.say(options["progress"], finetune.logger.name)
-    worker(options["task"])
+        worker_log.say(given["progress"], finetune.logger.name)
+    worker(given["task"])
 
 
 def worker_place() -> tuple[int, int]:
@@ -193,31 +177,33 @@ def fit_and_report(
         ray.train.report({"epoch": float(len(result.history))}, checkpoint=saved)
 
 
-def finish(run: FinetuneRun, identity: dict[str, Any], facts: dict[str, Any], usage: str) -> None:
+def finish(
+    options: FinetuneOptions, identity: dict[str, Any], facts: dict[str, Any], usage: str
+) -> None:
     """Write run.json, delete states and pictures, and log the best epoch and how to use it.
 
     `usage` is the option that takes the result.
     """
-    metrics = storage.read_json(storage.join(run.output, "metrics.json"))
+    metrics = storage.read_json(storage.join(options.output, "metrics.json"))
     best = metrics["history"][metrics["best_epoch"]]
     storage.write_json(
-        storage.join(run.output, "run.json"),
+        storage.join(options.output, "run.json"),
         {
             "job": "finetune",
             "is_complete": True,
             "fingerprint": config.fingerprint(identity),
             "fingerprint_of": identity,
-            "config": run.options,
+            "config": config.to_dict(options),
             "versions": layout.versions(),
             **facts,
         },
     )
-    storage.delete(storage.join(run.output, "state"))
-    if not run.keep_pictures and storage.exists(storage.join(run.output, PICTURES)):
-        storage.delete(storage.join(run.output, PICTURES))
+    storage.delete(storage.join(options.output, "state"))
+    if not options.keep_pictures and storage.exists(storage.join(options.output, PICTURES)):
+        storage.delete(storage.join(options.output, PICTURES))
     logger.info(
         "%s: best epoch %d of %d; %s; use it with %s",
-        run.output,
+        options.output,
         metrics["best_epoch"] + 1,
         len(metrics["history"]),
         epoch_line(best),

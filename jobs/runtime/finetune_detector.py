@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +21,11 @@ from caan.faces import faster_rcnn
 from caan.faces.detection import DetectorConfig
 from caan.faces.faster_rcnn import MIN_BOX_PIXELS, DetectorLoss, average_precision
 from caan.training import finetune
-from caan.training.config import FinetuneConfig
 from caan.training.finetune import FinetuneResult
 from caan.training.finetune_data import rows_of_worker
 from jobs.runtime import cluster
-from jobs.runtime.finetune import (
-    FinetuneRun,
-    begin,
-    finish,
-    fit_and_report,
-    shuffled_batches,
-    train_network,
-    validation_tables,
-    worker_place,
-)
+from jobs.runtime import finetune as finetuning
+from jobs.runtime.finetune_options import FinetuneOptions
 
 logger = logging.getLogger(__name__)
 
@@ -46,32 +37,10 @@ SHUFFLED_IMAGES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorTraining:
-    """Which detector is trained on which pictures, and how."""
-
-    wider_face: str
-    """Folder of WIDER FACE as published."""
-    network: Literal["resnet50", "mobilenet"]
-    """Network of the detector."""
-    base: str
-    """File of torchvision's ImageNet weights for it; empty: mobilenet's own, resnet50's none."""
-    detect_size_pixels: int
-    """Longest side of the pictures that the detector sees."""
-    validation_fraction: float
-    """Share of the training pictures held out where WIDER FACE's own part `val` is missing."""
-    split_seed: int
-    """Seed of that choice."""
-    seed: int
-    """Seed of new layers, changes and the order of the pictures."""
-    train: FinetuneConfig
-    """The training."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DetectorTask:
     """What a worker needs to know besides its pictures."""
 
-    options: DetectorTraining
+    options: FinetuneOptions
     """The training."""
     num_validation: int
     """Number of held-out pictures."""
@@ -79,7 +48,7 @@ class DetectorTask:
     """What the weight file says of itself."""
 
 
-def train_detector(run: FinetuneRun, options: DetectorTraining) -> int:
+def train_detector(options: FinetuneOptions) -> int:
     """Train the detector on WIDER FACE; give the exit code.
 
     Raises:
@@ -89,26 +58,27 @@ def train_detector(run: FinetuneRun, options: DetectorTraining) -> int:
     listed = read_wider_face(
         options.wider_face, fraction=options.validation_fraction, seed=options.split_seed
     )
-    faster_rcnn.network_to_train(options.network, options.base)  # refuse bad weights early
+    # Refuse bad weights early.
+    faster_rcnn.network_to_train(options.detector_network, options.detector_base)
     pictures = config.fingerprint(
         {"train": listed.train.to_pylist(), "validation": listed.validation.to_pylist()}
     )
     identity = {
-        "network": options.network,
-        "base": options.base,
+        "network": options.detector_network,
+        "base": options.detector_base,
         "detect_size_pixels": options.detect_size_pixels,
         "seed": options.seed,
         "train": config.to_dict(options.train),
         "pictures": pictures,
     }
-    if begin(run.output, identity):
+    if finetuning.begin(options.output, identity):
         return 0
     cluster.start()
     cluster.configure_data()
     num_faces = sum(map(len, listed.train["boxes"].to_pylist()))
     logger.info(
         "training faster_rcnn over %s: %d pictures with %d faces, %d pictures held out",
-        options.network,
+        options.detector_network,
         listed.train.num_rows,
         num_faces,
         listed.validation.num_rows,
@@ -121,9 +91,13 @@ def train_detector(run: FinetuneRun, options: DetectorTraining) -> int:
         num_validation=listed.validation.num_rows,
         metadata={"pictures": pictures},
     )
-    train_network(run, run_worker, task, datasets, f"detector-{config.fingerprint(identity)}")
+    finetuning.train_network(
+        options, run_worker, task, datasets, f"detector-{config.fingerprint(identity)}"
+    )
     facts = {"num_train_images": listed.train.num_rows, "num_train_faces": num_faces}
-    finish(run, identity, facts, f"--detector faster_rcnn --detector-weights {run.output}")
+    finetuning.finish(
+        options, identity, facts, f"--detector faster_rcnn --detector-weights {options.output}"
+    )
     return 0
 
 
@@ -150,14 +124,14 @@ def run_worker(task: DetectorTask) -> None:
     """Train the detector on one of Ray Train's workers."""
     options, train = task.options, task.options.train
     torch.manual_seed(options.seed)
-    network = faster_rcnn.network_to_train(options.network, options.base)
-    rank, world_size = worker_place()
+    network = faster_rcnn.network_to_train(options.detector_network, options.detector_base)
+    rank, world_size = finetuning.worker_place()
     device = ray.train.torch.get_device()
     size = max(1, train.batch_images // world_size)
 
     def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
         rng = np.random.default_rng([options.seed, epoch, rank])
-        for table in shuffled_batches(size, SHUFFLED_IMAGES, options.seed, epoch):
+        for table in finetuning.shuffled_batches(size, SHUFFLED_IMAGES, options.seed, epoch):
             pictures, targets = [], []
             for picture, boxes in images_of(table):
                 if train.changes > 0 and rng.random() < 0.5:
@@ -176,7 +150,7 @@ def run_worker(task: DetectorTask) -> None:
         if not task.num_validation:
             return {}
         found: list[Any] = []
-        for table in rows_of_worker(validation_tables(8), "number", rank, world_size):
+        for table in rows_of_worker(finetuning.validation_tables(8), "number", rank, world_size):
             own = images_of(table)
             outputs = faster_rcnn.run_network(network, [picture for picture, _ in own], device)
             found += [(output, boxes) for output, (_, boxes) in zip(outputs, own, strict=True)]
@@ -188,10 +162,12 @@ def run_worker(task: DetectorTask) -> None:
         return {"validation_average_precision": value, "validation_images": float(len(found))}
 
     def save(folder: Path, result: FinetuneResult) -> None:
-        faster_rcnn.save_network(network, options.network, folder / DETECTOR_FILE, task.metadata)
+        faster_rcnn.save_network(
+            network, options.detector_network, folder / DETECTOR_FILE, task.metadata
+        )
 
     new: torch.nn.Module = network.roi_heads.box_predictor
-    fit_and_report(
+    finetuning.fit_and_report(
         DetectorLoss(network),
         finetune.parameter_groups(new, network, train),
         batches,

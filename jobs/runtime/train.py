@@ -31,6 +31,7 @@ from caan.outputs import layout
 from caan.training.config import TrainConfig, fingerprint_values
 from caan.training.loop import FitResult, epoch_line, fit, keeps_state
 from jobs.runtime import cluster, node_files, worker_log
+from jobs.runtime.train_options import TrainPlace
 from jobs.runtime.training_data import Data
 
 logger = logging.getLogger(__name__)
@@ -43,23 +44,9 @@ STATE_EPOCHS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRun:
-    """Where a training writes, and how it uses the cluster."""
+class TrainRun(TrainPlace):
+    """A training's place, and what its record says of it."""
 
-    output: str
-    """Model folder to write; local or s3://."""
-    num_workers: int = 1
-    """Worker processes."""
-    min_workers: int = 0
-    """Fewest workers that a run goes on with when others are lost for good; 0: `num_workers`."""
-    storage_path: str = ""
-    """Folder for the training state, local (shared by all nodes) or s3://; empty: none is kept."""
-    max_failures: int = 3
-    """Lost workers that a run with `storage_path` survives; -1: any number."""
-    on_change: str = "error"
-    """error or recompute, when the output holds a model of other data or options."""
-    tensorboard: str = ""
-    """Local folder for TensorBoard's event files; empty: none."""
     options: dict[str, Any]
     """All options of the job, for run.json."""
 

@@ -16,26 +16,13 @@ from caan.features.packed import PackedVideos
 from caan.features.splits import Division, divided
 from caan.models.build import build_model
 from caan.models.config import ModelConfig
+from jobs.runtime.train_options import LearnedData
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which features and labels are read, and how."""
+class DataOptions(LearnedData):
+    """What is learned from, and which pool5 maps are read with it."""
 
-    features: str
-    """Output folder of jobs.extract; local or s3://."""
-    manifest: str = ""
-    """Labels and splits from another manifest than the features' own."""
-    split: str = "train"
-    """Split to train on; where the manifest names no splits, all labelled videos."""
-    validation_fraction: float = 0.15
-    """Share of the training videos held out; a `val` split of the manifest is used instead."""
-    seed: int = 0
-    """Seed of the validation part and of shuffled labels."""
-    shuffle_labels: bool = False
-    """Deal the training labels out at random."""
-    pool5_gib: float = 8.0
-    """Most room for pool5 maps, in GiB."""
     maps: str = ""
     """Modality whose pool5 maps are read; empty: none."""
 

@@ -212,7 +212,7 @@ def test_starter_face_embeds() -> None:
 def test_wrong_options_are_named() -> None:
     with pytest.raises(InputError, match="unknown backbone `vgg`; there are vggface"):
         load_backbone(BackboneConfig(name="vgg"))
-    with pytest.raises(InputError, match="unknown precision `half`"):
+    with pytest.raises(InputError, match="`precision` is `half`; choose one of auto"):
         load_backbone(BackboneConfig(name="vgg16", precision="half"))
     with pytest.raises(InputError, match="takes no `random`"):
         load_backbone(BackboneConfig(name="starter_face", weights="random"))

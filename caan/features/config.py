@@ -1,0 +1,5 @@
+"""Options of batches, without torch."""
+
+from typing import Literal
+
+Sampling = Literal["balanced", "shuffled"]
