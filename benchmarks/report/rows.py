@@ -77,7 +77,7 @@ AREAS = {
     "Speed of one stage": [
         Row(
             what="decoding 720p H.264 with B-frames: source frames per CPU second over bare PyAV; "
-            "`auto` tries decord first; same images from every way",
+            "the same images from every way",
             record="decode",
             command="speed.decode",
             figure=figures.decode,
