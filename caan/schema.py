@@ -2,7 +2,7 @@
 
 All schemas are in this one file, so that one place says what every column means.
 
-Boxes are `x0, y0, x1, y1` in pixels of the upright picture at the video's full size. Times are
+Boxes are `x0, y0, x1, y1` in pixels of the upright image at the video's full size. Times are
 seconds since the video's first frame. Vectors are fixed-size lists of float16.
 """
 
@@ -59,7 +59,7 @@ STATUSES = {
     "missing": "the manifest names a file that is not there",
     "unreadable": "no allowed demuxer can open the file",
     "no_video": "the file has no video stream",
-    "too_large": "picture or file beyond the stated limit",
+    "too_large": "image or file beyond the stated limit",
     "decode_failed": "the file opens, but its frames cannot be decoded",
     "timed_out": "decoding ran over its time limit and was killed",
     "out_of_memory": "decoding ran over its memory limit and was killed",
@@ -131,7 +131,7 @@ _OUTCOME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("seconds_detect", pa.float64()),
 ]
 
-PICTURES_SCHEMA = pa.schema(
+IMAGES_SCHEMA = pa.schema(
     [
         *_SEGMENT_FIELDS,
         *_OUTCOME_FIELDS,
@@ -168,7 +168,7 @@ PICTURES_SCHEMA = pa.schema(
         ),
     ]
 )
-"""What travels from the decoding stage to the networks: uint8 RGB pictures, 224x224x3 for faces and
+"""What travels from the decoding stage to the networks: uint8 RGB images, 224x224x3 for faces and
 context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next, `scale`
 times the full size. `picture` is null for a frame that no network needs to see. `face_box` is the
 manifest's, in pixels of the full size, for the detector that comes next. `appearance_vector` is
@@ -228,7 +228,7 @@ def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: i
     `feature_vector` is the head's g (paper eq. 2), `raw_score` its s (eq. 3), `logits` the frame
     branch's output over the model's label set; `blind_` the same with the context replaced by its
     training mean, null for a head that looks at one modality. `appearance_vector` tells people
-    apart; it is null for faces that have none. `histogram` is null in tables without pictures.
+    apart; it is null for faces that have none. `histogram` is null in tables without images.
     """
     return pa.schema(
         [

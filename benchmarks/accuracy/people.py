@@ -65,7 +65,7 @@ def cut(path: Path, fps: float, kept: Path, request: dict[str, Any]) -> float:
     ):
         segment.add([frame])
         for row in (*segment.faces[-4:], segment.frames[-1]):
-            row["picture"] = None  # an hour of pictures is not kept
+            row["picture"] = None  # an hour of images is not kept
     storage.write_table(segment.table(None), target)
     return time.process_time() - start
 

@@ -37,9 +37,9 @@ FACE_OF_INSET = 0.45
 
 @dataclass(frozen=True)
 class Inset:
-    """One person's pictures at `FPS`, and where the face is in each, in shares of the side."""
+    """One person's images at `FPS`, and where the face is in each, in shares of the side."""
 
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     boxes: np.ndarray
     side: int
 
@@ -56,12 +56,12 @@ class Truth:
 
 
 def read_inset(path: Path, face_side: int) -> Inset:
-    """A person's square pictures around the face, whose truth is the detector's box in them."""
+    """A person's square images around the face, whose truth is the detector's box in them."""
     detector = load_detector(DetectorConfig(name="libfacedetection"))
     side = round(face_side / FACE_OF_INSET)
-    pictures, boxes = [], []
+    images, boxes = [], []
     for frame in sample_frames(str(path), fps=FPS):
-        faces = detector.detect([frame.picture])[0]
+        faces = detector.detect([frame.image])[0]
         if not faces:
             continue
         x0, y0, x1, y1 = max(faces, key=lambda face: face.score).box
@@ -69,12 +69,12 @@ def read_inset(path: Path, face_side: int) -> Inset:
         half = math.sqrt((x1 - x0) * (y1 - y0)) / FACE_OF_INSET / 2
         view = np.array([[side / 2 / half, 0, 0], [0, side / 2 / half, 0]], np.float64)
         view[:, 2] = side / 2 - view[0, 0] * centre_x, side / 2 - view[1, 1] * centre_y
-        pictures.append(
-            cv2.warpAffine(frame.picture, view, (side, side), borderMode=cv2.BORDER_REPLICATE)
+        images.append(
+            cv2.warpAffine(frame.image, view, (side, side), borderMode=cv2.BORDER_REPLICATE)
         )
         corners = np.array([[x0, y0], [x1, y1]]) * view[0, 0] + view[:, 2]
         boxes.append(corners.reshape(-1))
-    return Inset(pictures, np.array(boxes), side)
+    return Inset(images, np.array(boxes), side)
 
 
 def ellipse(side: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def compose_shot(
     shot, first, length = place
     rng = np.random.default_rng((seed, shot))
     stills = [
-        cv2.resize(frame.picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+        cv2.resize(frame.image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         for name in BACKGROUNDS
         for frame in sample_frames(str(clips / name), fps=0.5, num_frames=12)
     ]
@@ -136,9 +136,9 @@ def compose_shot(
         present = rng.permutation(4)[: rng.integers(1, 5)]
         pillar = rng.integers(150, 460) if shot % 2 else None
         for n in range(length):
-            picture = still.copy()
-            _paint(picture, truth, first + n, shot, insets, paths, present, pillar, n)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            image = still.copy()
+            _paint(image, truth, first + n, shot, insets, paths, present, pillar, n)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
     return truth
 
@@ -181,7 +181,7 @@ def _path(rng: np.random.Generator, length: int, side: int) -> np.ndarray:
 
 
 def _paint(
-    picture: np.ndarray,
+    image: np.ndarray,
     truth: Truth,
     index: int,
     shot: int,
@@ -200,16 +200,16 @@ def _paint(
         x1, y1 = min(x1, WIDTH), min(y1, HEIGHT)
         if x0 >= x1 or y0 >= y1:
             continue
-        count = len(inset.pictures)
+        count = len(inset.images)
         k = index % (2 * count - 2)
         k = k if k < count else 2 * count - 2 - k  # forth and back, without a jump
         part = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
         mask = ellipse(inset.side)[part]
-        picture[y0:y1, x0:x1][mask] = inset.pictures[k][part][mask]
+        image[y0:y1, x0:x1][mask] = inset.images[k][part][mask]
         owner[y0:y1, x0:x1][mask] = person
         placed.append((person, inset.boxes[k] + [left, top, left, top]))
     if pillar is not None:
-        picture[:, pillar : pillar + PILLAR] = (90, 80, 70)
+        image[:, pillar : pillar + PILLAR] = (90, 80, 70)
         owner[:, pillar : pillar + PILLAR] = -1
     for person, box in placed:
         x0, y0, x1, y1 = np.round(box).astype(int)

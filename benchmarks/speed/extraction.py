@@ -48,7 +48,7 @@ from benchmarks.speed.plain_extraction import (
     script,
     steady,
 )
-from caan.backbones.backbone import embed_pictures, keep_freed_memory
+from caan.backbones.backbone import embed_images, keep_freed_memory
 from caan.extraction.config import ExtractionConfig
 from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
@@ -64,11 +64,11 @@ def check_same_vectors(path: str, options: argparse.Namespace) -> float:
         SystemExit: it is beyond what float16 rounds.
     """
     frames = itertools.islice(sample_frames(path, fps=options.fps), 4)
-    pictures = np.stack([resize_context(frame.picture) for frame in frames])
+    images = np.stack([resize_context(frame.image) for frame in frames])
     pairs = [embedders(options.networks, options.precision, tuned=t) for t in (False, True)]
     worst = 0.0
     for plain, tuned in zip(*pairs, strict=True):
-        ours, theirs = (of(pictures).astype(np.float32) for of in (tuned, plain))
+        ours, theirs = (of(images).astype(np.float32) for of in (tuned, plain))
         worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(ours).max()))
     if worst > (1e-3 if options.precision == "fp32" else 3e-2):
         raise SystemExit(f"plain and tuned networks differ by {worst:.2g} of their largest value")
@@ -84,14 +84,14 @@ def limit(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
     pairs = networks(options.networks, "auto" if options.defaults else options.precision)
     seconds = {}
     start = time.process_time()
-    frames = [f.picture for path in paths for f in sample_frames(path, fps=options.fps)]
+    frames = [f.image for path in paths for f in sample_frames(path, fps=options.fps)]
     seconds["decode"] = time.process_time() - start
     start = time.process_time()
-    cuts = [found for picture in frames if (found := cut(detector, picture))]
+    cuts = [found for image in frames if (found := cut(detector, image))]
     seconds["detect"] = time.process_time() - start
     start = time.process_time()
     for position, network in enumerate(pairs):
-        embed_pictures(network, np.stack([pair[position] for pair in cuts]), BATCH)
+        embed_images(network, np.stack([pair[position] for pair in cuts]), BATCH)
     seconds["embed"] = time.process_time() - start
     total = sum(seconds.values())
     return {

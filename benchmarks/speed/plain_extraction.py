@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torchvision.models import vgg16
 
-from caan.backbones.backbone import Backbone, embed_pictures
+from caan.backbones.backbone import Backbone, embed_images
 from caan.backbones.build import load_backbone
 from caan.backbones.config import BackboneConfig
 from caan.faces.build import load_detector
@@ -41,7 +41,7 @@ def networks(name: str, precision: str) -> tuple[Backbone, Backbone]:
 
 
 Embed = Callable[[np.ndarray], np.ndarray]
-"""Pictures uint8 [B, 224, 224, 3] -> vectors float16 [B, D]."""
+"""Images uint8 [B, 224, 224, 3] -> vectors float16 [B, D]."""
 
 
 def plain_vgg(backbone: Backbone) -> Embed:
@@ -55,9 +55,9 @@ def plain_vgg(backbone: Backbone) -> Embed:
     assert backbone.relu
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (colours.mean, colours.deviation))
 
-    def embed(pictures: np.ndarray) -> np.ndarray:
+    def embed(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous()
+            batch = torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous()
             batch = (batch / colours.scale - mean) / deviation
             return network(batch.to(backbone.dtype)).half().numpy()
 
@@ -69,16 +69,16 @@ def embedders(name: str, precision: str, *, tuned: bool) -> list[Embed]:
     pair = networks(name, precision)
     if not tuned and name == "vgg":
         return [plain_vgg(network) for network in pair]
-    return [lambda pictures, of=of: embed_pictures(of, pictures, BATCH)[0] for of in pair]  # type: ignore[misc]
+    return [lambda images, of=of: embed_images(of, images, BATCH)[0] for of in pair]  # type: ignore[misc]
 
 
-def cut(detector: Any, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def cut(detector: Any, image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Face crop and context of a frame with a face."""
-    kept = select_faces(detector.detect([picture])[0], "main", None, 1)
+    kept = select_faces(detector.detect([image])[0], "main", None, 1)
     if not kept:
         return None
-    crop = crop_face(picture, kept[0].box, expand=1.2, size_pixels=224)
-    return crop, resize_context(picture)
+    crop = crop_face(image, kept[0].box, expand=1.2, size_pixels=224)
+    return crop, resize_context(image)
 
 
 def in_batches(items: Iterator[Any]) -> Iterator[list[Any]]:
@@ -187,17 +187,17 @@ def script(
             times = times - times[0]
             wanted = np.arange(0, times[-1] + 1e-6, 1 / options.fps)
             index = np.searchsorted(times, wanted + 1e-6, side="right") - 1
-            for picture in video.get_batch(index.tolist()).asnumpy():
+            for image in video.get_batch(index.tolist()).asnumpy():
                 num_frames += 1
-                if found := cut(detector, picture):
+                if found := cut(detector, image):
                     yield found
 
     num_faces = 0
     vectors = []
     for batch in in_batches(crops()):
         num_faces += len(batch)
-        for embed, pictures in zip(pair, zip(*batch, strict=True), strict=True):
-            vectors.append(embed(np.stack(pictures)))
+        for embed, images in zip(pair, zip(*batch, strict=True), strict=True):
+            vectors.append(embed(np.stack(images)))
     seconds = time.perf_counter() - start
     return {
         "frames": num_frames,

@@ -8,7 +8,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which network turns pictures into vectors, and with which weights."""
+    """Which network turns images into vectors, and with which weights."""
 
     name: str = "vgg16"
     """`vggface`, `vgg16`, `starter_face` or `starter_context`."""

@@ -1,6 +1,6 @@
-"""Random changes of the pictures that a backbone is fine-tuned on.
+"""Random changes of the images that a backbone is fine-tuned on.
 
-Legend: B pictures, H and W picture sides, C colours. Torch's global generator is drawn from.
+Legend: B images, H and W image sides, C colours. Torch's global generator is drawn from.
 """
 
 import math
@@ -14,15 +14,15 @@ def _uniform(count: int, low: float, high: float, device: torch.device) -> Tenso
     return torch.rand(count, device=device) * (high - low) + low
 
 
-def change_pictures(pictures: Tensor, strength: float = 1.0) -> Tensor:
-    """Pictures float32 [B, H, W, C] in 0..255, of uint8 ones, mirrored, cropped, turned and relit.
+def change_pictures(images: Tensor, strength: float = 1.0) -> Tensor:
+    """Images float32 [B, H, W, C] in 0..255, of uint8 ones, mirrored, cropped, turned and relit.
 
-    With strength 0 they stay as they are. At 1 a picture keeps 0.7 to 1.05 of its side, is turned
+    With strength 0 they stay as they are. At 1 an image keeps 0.7 to 1.05 of its side, is turned
     by up to 10 degrees, and changes brightness and contrast by up to 30% and saturation by up to
     half; hues stay, since scenes differ by them. Source: our choice; the paper names no changes.
     """
-    count = len(pictures)
-    x_BCHW = pictures.permute(0, 3, 1, 2).float()
+    count = len(images)
+    x_BCHW = images.permute(0, 3, 1, 2).float()
     if strength <= 0 or not count:
         return x_BCHW.permute(0, 2, 3, 1)
     device = x_BCHW.device

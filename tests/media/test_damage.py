@@ -14,7 +14,7 @@ from caan.media.sampling import probe, sample_frames
 from tests.support.videos import compose, same, until_damage
 
 
-def test_truncated_file_gives_its_good_pictures_first(tmp_path: Path) -> None:
+def test_truncated_file_gives_its_good_images_first(tmp_path: Path) -> None:
     path = tmp_path / "cut.mp4"
     compose(path, movflags="faststart", noise=True)
     whole = list(sample_frames(str(path), fps=6))
@@ -110,7 +110,7 @@ def test_wrong_inputs_have_their_kind_of_error(tmp_path: Path, videos: dict[str,
             next(sample_frames(str(tmp_path / name), fps=2))
 
 
-def test_huge_pictures_are_not_decoded(
+def test_huge_images_are_not_decoded(
     tmp_path: Path, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bomb = bytearray(videos["gif"].read_bytes())

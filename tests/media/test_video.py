@@ -36,7 +36,7 @@ def patch_matrix(path: Path, values: list[int]) -> None:
 
 
 @pytest.mark.parametrize("fps", [2, 7.5, 29.97, 60])
-def test_sampled_pictures_follow_the_grid_of_a_variable_rate(tmp_path: Path, fps: float) -> None:
+def test_sampled_images_follow_the_grid_of_a_variable_rate(tmp_path: Path, fps: float) -> None:
     gaps = np.random.default_rng(1).integers(5, 400, 40)
     path = tmp_path / "vfr.mkv"
     compose(path, options={"bf": "3"}, times_ms=[int(t) for t in 700 + np.cumsum(gaps)])
@@ -44,8 +44,8 @@ def test_sampled_pictures_follow_the_grid_of_a_variable_rate(tmp_path: Path, fps
     frames = list(sample_frames(str(path), fps=fps))
     assert [(f.frame_index, f.pts_seconds) for f in frames] == [(k, t) for k, t, _ in rows]
     assert all(
-        np.abs(f.picture.astype(int) - picture).max() <= 2
-        for f, (_, _, picture) in zip(frames, rows, strict=True)
+        np.abs(f.image.astype(int) - image).max() <= 2
+        for f, (_, _, image) in zip(frames, rows, strict=True)
     )
 
 
@@ -83,19 +83,19 @@ def test_segments_of_long_and_open_groups_start_at_the_right_frame(
         assert [(f.frame_index, f.pts_seconds) for f in frames] == [
             (k, seconds) for k, seconds, _ in rows[first : first + 3]
         ]
-        for frame, (_, _, picture) in zip(frames, rows[first : first + 3], strict=True):
-            assert np.abs(frame.picture.astype(int) - picture).max() <= 2
+        for frame, (_, _, image) in zip(frames, rows[first : first + 3], strict=True):
+            assert np.abs(frame.image.astype(int) - image).max() <= 2
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_skipping_decoder_gives_the_pictures_of_the_full_one(
+def test_skipping_decoder_gives_the_images_of_the_full_one(
     videos: dict[str, Path], suffix: str
 ) -> None:
     rows = expected(videos[suffix], Fraction(6))
     frames = list(sample_frames(str(videos[suffix]), fps=6, decoder="pyav"))
     assert [f.pts_seconds for f in frames] == [t for _, t, _ in rows]
-    for frame, (_, _, picture) in zip(frames, rows, strict=True):
-        assert np.abs(frame.picture.astype(int) - picture).max() <= 2
+    for frame, (_, _, image) in zip(frames, rows, strict=True):
+        assert np.abs(frame.image.astype(int) - image).max() <= 2
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -180,25 +180,25 @@ def test_rotation_and_mirroring_are_applied(
     patch_matrix(path, matrix)
     found = probe(str(path))
     assert (found.rotation_degrees, found.is_mirrored) == (degrees, degrees == 0)
-    picture = next(iter(sample_frames(str(path), fps=1, decoder=decoder))).picture
-    assert picture.shape == (found.height, found.width, 3)
+    image = next(iter(sample_frames(str(path), fps=1, decoder=decoder))).image
+    assert image.shape == (found.height, found.width, 3)
     assert found.width == (64 if degrees in (90, 270) else 96)
-    assert picture[bright].min() > 200
-    assert picture[dark].max() < 50
+    assert image[bright].min() > 200
+    assert image[dark].max() < 50
     assert decode_at(str(path), [0.0])[0][bright].min() > 200
-    known = next(sample_frames(str(path), fps=1, probe=found, max_side_pixels=48)).picture
+    known = next(sample_frames(str(path), fps=1, probe=found, max_side_pixels=48)).image
     assert known.shape[0] == (48 if degrees in (90, 270) else 32)
     assert known[bright].min() > 200
 
 
-def test_decode_at_gives_the_picture_shown_then(videos: dict[str, Path]) -> None:
+def test_decode_at_gives_the_image_shown_then(videos: dict[str, Path]) -> None:
     frames = list(sample_frames(str(videos["mp4"]), fps=30))
     wanted = [frames[i] for i in (100, 3, 149)]
-    pictures = decode_at(str(videos["mp4"]), [f.pts_seconds for f in wanted])
-    assert all(np.array_equal(p, f.picture) for p, f in zip(pictures, wanted, strict=True))
+    images = decode_at(str(videos["mp4"]), [f.pts_seconds for f in wanted])
+    assert all(np.array_equal(p, f.image) for p, f in zip(images, wanted, strict=True))
     before, after = decode_at(str(videos["mp4"]), [-1, 99])
-    assert np.array_equal(before, frames[0].picture)
-    assert np.array_equal(after, frames[-1].picture)
+    assert np.array_equal(before, frames[0].image)
+    assert np.array_equal(after, frames[-1].image)
 
 
 class CountingFile(io.FileIO):

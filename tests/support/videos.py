@@ -27,11 +27,11 @@ FORMATS = {
 
 
 def draw(index: int, width: int = 96, height: int = 64) -> np.ndarray:
-    """A picture that tells its index by grey, and its corners by brightness and darkness."""
-    picture = np.full((height, width, 3), 60 + index % 100, np.uint8)
-    picture[: height // 4, : width // 4] = 255
-    picture[: height // 4, -width // 4 :] = 0
-    return picture
+    """An image that tells its index by grey, and its corners by brightness and darkness."""
+    image = np.full((height, width, 3), 60 + index % 100, np.uint8)
+    image[: height // 4, : width // 4] = 255
+    image[: height // 4, -width // 4 :] = 0
+    return image
 
 
 def compose(
@@ -45,7 +45,7 @@ def compose(
     form: str | None = None,
     movflags: str = "",
 ) -> None:
-    """Writes a video of `num_frames` pictures, at the given times or at `fps`."""
+    """Writes a video of `num_frames` images, at the given times or at `fps`."""
     rng = np.random.default_rng(0)
     target = str(path) if isinstance(path, Path) else path
     with av.open(
@@ -57,10 +57,10 @@ def compose(
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(len(times_ms) if times_ms is not None else num_frames):
-            picture = draw(i)
+            image = draw(i)
             if noise:
-                picture[16:] = rng.integers(0, 255, picture[16:].shape)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                image[16:] = rng.integers(0, 255, image[16:].shape)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = times_ms[i] if times_ms is not None else i
             frame.time_base = Fraction(1, 1000) if times_ms is not None else Fraction(1, fps)
             container.mux(stream.encode(frame))
@@ -98,4 +98,4 @@ def until_damage(source: str, fps: float, match: str = ".", decoder: str = "pyav
 def same(first: list[Frame], second: list[Frame]) -> bool:
     return [(f.frame_index, f.pts_seconds) for f in first] == [
         (f.frame_index, f.pts_seconds) for f in second
-    ] and all(np.array_equal(a.picture, b.picture) for a, b in zip(first, second, strict=True))
+    ] and all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
