@@ -105,16 +105,16 @@ def packaged_clip(name: str) -> Path:
 def write_clip(
     path: Path, *, seconds: int, height: int, options: dict[str, str], name: str = "bikes.mp4"
 ) -> None:
-    """Real pictures played forth and back as H.264 at 25 pictures per second, 16:9."""
+    """Real images played forth and back as H.264 at 25 images per second, 16:9."""
     frames = sample_frames(str(packaged_clip(name)), fps=25.0, decoder="pyav")
-    pictures = [frame.picture for frame in frames]
-    pictures += pictures[-2:0:-1]
+    images = [frame.image for frame in frames]
+    images += images[-2:0:-1]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = height * 16 // 9 // 2 * 2, height, "yuv420p"
         for number in range(25 * seconds):
-            picture = av.VideoFrame.from_ndarray(pictures[number % len(pictures)], format="rgb24")
-            container.mux(stream.encode(picture.reformat(stream.width, stream.height)))
+            image = av.VideoFrame.from_ndarray(images[number % len(images)], format="rgb24")
+            container.mux(stream.encode(image.reformat(stream.width, stream.height)))
         container.mux(stream.encode())
 
 

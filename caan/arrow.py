@@ -5,17 +5,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def picture_stack(pictures: pa.Array, size_pixels: int) -> np.ndarray:
-    """Pictures uint8 [N, size, size, 3] as a view of a large_binary array, without a copy."""
-    if not len(pictures):
+def image_stack(images: pa.Array, size_pixels: int) -> np.ndarray:
+    """Images uint8 [N, size, size, 3] as a view of a large_binary array, without a copy."""
+    if not len(images):
         return np.zeros((0, size_pixels, size_pixels, 3), np.uint8)
-    if isinstance(pictures, pa.ChunkedArray):
-        pictures = pictures.combine_chunks()
-    _, offsets, data = pictures.buffers()
-    first = np.frombuffer(offsets, np.int64)[pictures.offset]
-    num_bytes = len(pictures) * size_pixels * size_pixels * 3
+    if isinstance(images, pa.ChunkedArray):
+        images = images.combine_chunks()
+    _, offsets, data = images.buffers()
+    first = np.frombuffer(offsets, np.int64)[images.offset]
+    num_bytes = len(images) * size_pixels * size_pixels * 3
     flat = np.frombuffer(data, np.uint8, count=num_bytes, offset=int(first))
-    return flat.reshape(len(pictures), size_pixels, size_pixels, 3)
+    return flat.reshape(len(images), size_pixels, size_pixels, 3)
 
 
 def vector_array(vectors: np.ndarray, is_null: np.ndarray | None = None) -> pa.FixedSizeListArray:

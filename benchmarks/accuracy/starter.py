@@ -81,7 +81,7 @@ def unseen_logits(refined: list[StarterFace], faces: Tensor, places: Tensor) -> 
 
 
 def gain(logits: Tensor, before: Tensor, labels: Tensor) -> dict[str, float]:
-    """What `logits` are better by than those before, on the same pictures of the same faces."""
+    """What `logits` are better by than those before, on the same images of the same faces."""
     right, was_right = ((these.argmax(1) == labels).float() for these in (logits, before))
     return {
         "accuracy_before": round(float(was_right.mean()), 4),
@@ -118,8 +118,8 @@ def describe(logits: Tensor, labels: Tensor) -> dict[str, object]:
     }  # fmt: skip
 
 
-def milliseconds_per_picture() -> dict[str, dict[str, dict[str, float]]]:
-    """Wall-clock milliseconds per 224x224 colour picture: network -> threads -> batch.
+def milliseconds_per_image() -> dict[str, dict[str, dict[str, float]]]:
+    """Wall-clock milliseconds per 224x224 colour image: network -> threads -> batch.
 
     Each figure is the median of five passes (three of a VGG), all in one process, the networks in
     turn at every setting, so that a busy machine slows them all. The VGGs' weights are random.
@@ -133,14 +133,14 @@ def milliseconds_per_picture() -> dict[str, dict[str, dict[str, float]]]:
     for threads in THREADS:
         torch.set_num_threads(threads)
         for batch in BATCHES:
-            pictures = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
+            images = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
             for name, network in networks.items():
                 seconds = []
                 with torch.inference_mode():
-                    network(pictures)
+                    network(images)
                     for _ in range(passes[name]):
                         start = time.perf_counter()
-                        network(pictures)
+                        network(images)
                         seconds.append(time.perf_counter() - start)
                 median = 1000 * statistics.median(seconds) / batch
                 table[name].setdefault(str(threads), {})[str(batch)] = round(median, 2)
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "starter.json")
     options = parser.parse_args()
     torch.manual_seed(0)
-    speed = milliseconds_per_picture()
+    speed = milliseconds_per_image()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = StarterFace()
@@ -178,12 +178,12 @@ def main() -> None:
     changes["spoiled as for the head"] = lambda: spoil(warp(faces, 96, 0.0))
     table = {}
     for name, changed in changes.items():
-        pictures = changed()
-        logits = unseen_logits(refined, pictures, chosen)
+        images = changed()
+        logits = unseen_logits(refined, images, chosen)
         told = describe(logits, labels)
         table[name] = {k: told[k] for k in ("accuracy_without_disgust", "calibration_error")}
         if options.before:
-            before = logits_of(StarterFace(options.before), pictures)
+            before = logits_of(StarterFace(options.before), images)
             table[name] |= gain(logits, before, labels)
     record["validation_variants"] = table
     faces, labels = load_faces(options.faces, "test")

@@ -109,7 +109,7 @@ def media(options: argparse.Namespace) -> None:
     from caan.outputs import layout
     from caan.outputs.verify import verify
     from tests.support.hostile import corpus, write_clip
-    from tests.support.hostile import pictures as drawn
+    from tests.support.hostile import images as drawn
     from tests.support.watching import FileWatch, Listener
 
     with tempfile.TemporaryDirectory(prefix="caan-media-") as name:

@@ -51,7 +51,7 @@ def write_corpus(folder: Path, num_videos: int) -> None:
     assert package is not None
     assert package.origin is not None
     source = Path(package.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
-    pictures = [frame.picture for frame in sample_frames(str(source), fps=20.0)]
+    images = [frame.image for frame in sample_frames(str(source), fps=20.0)]
     for number in range(num_videos):
         emotion, channel = (("anger", 0), ("joy", 1))[number % 2]
         split = "test" if number >= 0.75 * num_videos else "train"
@@ -59,10 +59,10 @@ def write_corpus(folder: Path, num_videos: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=20, options={"preset": "ultrafast"})
-            stream.height, stream.width = pictures[0].shape[:2]
+            stream.height, stream.width = images[0].shape[:2]
             stream.pix_fmt = "yuv420p"
-            for picture in pictures[number % 20 : number % 20 + 60]:
-                tinted = picture.astype(int)
+            for image in images[number % 20 : number % 20 + 60]:
+                tinted = image.astype(int)
                 tinted[..., channel] += 60
                 tinted = np.minimum(tinted, 255).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(tinted, format="rgb24")))

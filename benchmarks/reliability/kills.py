@@ -40,7 +40,7 @@ MAX_RERUNS = 3
 RUN_LIMIT_SECONDS = 600.0
 """A job that runs longer than this is a hang."""
 
-# One picture a pass, so that a vector has the same bits however pictures are put together.
+# One image a pass, so that a vector has the same bits however images are put together.
 COMMON = ("--resources.decoders=2", "--resources.embed-batch=1", "--resources.embed-segments=2")
 OPTIONS = {
     "extract": (
@@ -82,15 +82,15 @@ class Kill:
 def write_clips(folder: Path, carphone: Path) -> None:
     """Clips of a talking man, of two to three seconds, and two files that are no videos."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [frame.picture for frame in sample_frames(str(carphone), fps=12.0)]
+    images = [frame.image for frame in sample_frames(str(carphone), fps=12.0)]
     for number in range(NUM_CLIPS):
         start = number % 12
         with av.open(str(folder / f"{number:02d}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=12, options={"preset": "ultrafast"})
-            stream.height, stream.width = pictures[0].shape[:2]
+            stream.height, stream.width = images[0].shape[:2]
             stream.pix_fmt = "yuv420p"
-            for picture in pictures[start : start + 24 + number % 3 * 6]:
-                shade = np.minimum(picture.astype(int) + number, 255).astype(np.uint8)
+            for image in images[start : start + 24 + number % 3 * 6]:
+                shade = np.minimum(image.astype(int) + number, 255).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
             container.mux(stream.encode())
     (folder / "text.mp4").write_text("no video")

@@ -163,44 +163,44 @@ def look_times(path: str, fps: float) -> list[float]:
         )
     except VideoError:
         return []
-    return [round(look.pts_seconds, 4) for look in looks if look.picture is not None]
+    return [round(look.pts_seconds, 4) for look in looks if look.image is not None]
 
 
 def compose(path: Path, material: dict[bool, list[Path]], share: float, seconds: float) -> None:
     """A film of shots from clips with a face (this share of the time) and without."""
     random_ = random.Random(0)
     start = time.perf_counter()
-    num_pictures, with_face = 0, 0
+    num_images, with_face = 0, 0
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        while num_pictures < seconds * RATE:
-            shows = with_face < share * (num_pictures + 1)
+        while num_images < seconds * RATE:
+            shows = with_face < share * (num_images + 1)
             length = int(RATE * random_.uniform(6, 20))
             source = random_.choice(material[shows])
-            for _, picture in zip(range(length), looped(source), strict=False):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-            num_pictures += length
+            for _, image in zip(range(length), looped(source), strict=False):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+            num_images += length
             with_face += length * shows
         container.mux(stream.encode())
     print(f"{path.name}: composed in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def looped(path: Path) -> Iterator[np.ndarray]:
-    """Pictures of a clip at the film's rate and size, over and over, there and back."""
-    pictures = []
+    """Images of a clip at the film's rate and size, over and over, there and back."""
+    images = []
     for frame in sample_frames(str(path), fps=RATE, num_frames=8 * RATE):
-        height, width = frame.picture.shape[:2]
+        height, width = frame.image.shape[:2]
         scale = min(WIDTH / width, HEIGHT / height)
-        small = cv2.resize(frame.picture, (int(width * scale), int(height * scale)))
+        small = cv2.resize(frame.image, (int(width * scale), int(height * scale)))
         canvas = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
         top, left = (HEIGHT - small.shape[0]) // 2, (WIDTH - small.shape[1]) // 2
         canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-        pictures.append(canvas)
+        images.append(canvas)
         yield canvas
     while True:
-        yield from reversed(pictures)
-        yield from pictures
+        yield from reversed(images)
+        yield from images
 
 
 if __name__ == "__main__":

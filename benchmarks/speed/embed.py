@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from benchmarks.measuring import RESULTS, in_turn, write_record
-from caan.backbones.backbone import choose_precision, embed_pictures
+from caan.backbones.backbone import choose_precision, embed_images
 from caan.backbones.build import load_backbone
 from caan.backbones.config import BackboneConfig
 
-FLOPS_PER_PICTURE = 30.9e9
+FLOPS_PER_IMAGE = 30.9e9
 """VGG16 up to fc6 at 224x224: 15.45 G multiply-adds, by counting hooks."""
 
 
@@ -67,10 +67,10 @@ def measure(device: torch.device, precision: str, batch: int, batches: int, roun
     )
     dtype = backbone.dtype
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (batches * batch, 224, 224, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (batches * batch, 224, 224, 3), dtype=np.uint8)
     network = bare_network(backbone.network.state_dict(), device, dtype)
     ready = [
-        backbone.prepare(torch.from_numpy(part).to(device)) for part in np.split(pictures, batches)
+        backbone.prepare(torch.from_numpy(part).to(device)) for part in np.split(images, batches)
     ]
 
     def bare() -> np.ndarray:
@@ -79,7 +79,7 @@ def measure(device: torch.device, precision: str, batch: int, batches: int, roun
         return torch.cat(vectors).half().cpu().numpy()
 
     def ours() -> np.ndarray:
-        return embed_pictures(backbone, pictures, batch)[0]
+        return embed_images(backbone, images, batch)[0]
 
     ways: dict[str, Callable[[], np.ndarray]] = {"bare": bare, "ours": ours}
     timed = in_turn(ways, rounds)
@@ -87,7 +87,7 @@ def measure(device: torch.device, precision: str, batch: int, batches: int, roun
     difference = float(np.abs(expected - found).max() / np.abs(expected).max())
     if difference > 0.02:
         raise SystemExit(f"the vectors differ by {difference:.3f} of their range")
-    rates = {name: len(pictures) / of["seconds"] for name, of in timed.items()}
+    rates = {name: len(images) / of["seconds"] for name, of in timed.items()}
     peak = matrix_peak(device, dtype)
     return {
         "network": "vgg16 to fc6",
@@ -97,7 +97,7 @@ def measure(device: torch.device, precision: str, batch: int, batches: int, roun
         "pictures_per_second": {name: round(rate, 2) for name, rate in rates.items()},
         "ours_over_bare": round(rates["ours"] / rates["bare"], 3),
         "share_of_matrix_peak": {
-            name: round(rate * FLOPS_PER_PICTURE / peak, 3) for name, rate in rates.items()
+            name: round(rate * FLOPS_PER_IMAGE / peak, 3) for name, rate in rates.items()
         },
         "matrix_peak_teraflops": round(peak / 1e12, 1),
     }

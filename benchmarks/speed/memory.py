@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.memory
 
-Makes both from drawn moving pictures (the film by repeating a minute's packets with later times),
+Makes both from drawn moving images (the film by repeating a minute's packets with later times),
 decodes segments of 128 frames at the start, the middle and the end, and records the peak
 resident memory of the sandboxed child and of this process.
 """
@@ -27,7 +27,7 @@ MINUTES = 120
 
 
 def write_minute(path: Path, seconds: int = 60, fps: int = 25) -> None:
-    """A minute of 1080p H.264 with a key frame every 250 pictures and B-frames."""
+    """A minute of 1080p H.264 with a key frame every 250 images and B-frames."""
     rng = np.random.default_rng(0)
     still = rng.integers(0, 255, (68, 120, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)[:1080]
     with av.open(str(path), "w") as container:
@@ -36,8 +36,8 @@ def write_minute(path: Path, seconds: int = 60, fps: int = 25) -> None:
         )
         stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
         for number in range(seconds * fps):
-            picture = np.roll(still, 4 * number, axis=1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.roll(still, 4 * number, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 

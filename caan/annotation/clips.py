@@ -128,8 +128,8 @@ def _encode(reader: MediaFile, start: int, end: int, first_pts: int, part: str) 
     with av.open(part, "w", format="mp4") as container:
         stream = None
         last = -1
-        for pts, picture in _shown(reader, start, end, first_pts):
-            pixels = _upright(picture)
+        for pts, image in _shown(reader, start, end, first_pts):
+            pixels = _upright(image)
             if stream is None:
                 rate = reader.stream.average_rate or reader.stream.guessed_rate or Fraction(25)
                 options = {"crf": CRF, "preset": PRESET}
@@ -151,16 +151,16 @@ def _shown(
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Yield time and frame: the frame shown at `start`, then those that follow before `end`."""
     before: tuple[int, VideoFrame] | None = None
-    for pts, picture in reader.images_from(start, first_pts):
+    for pts, image in reader.images_from(start, first_pts):
         if pts >= end:
             break
         if pts <= start:
-            before = pts, picture
+            before = pts, image
             continue
         if before is not None:
             yield start, before[1]
             before = None
-        yield pts, picture
+        yield pts, image
     else:
         # The video ends here, and its last frame is not shown at any later time.
         if before is not None and before[0] < start:
@@ -169,10 +169,10 @@ def _shown(
         yield start, before[1]
 
 
-def _upright(picture: VideoFrame) -> np.ndarray:
+def _upright(image: VideoFrame) -> np.ndarray:
     """Upright RGB; an odd last row or column is cut off, because H.264 cannot store it."""
-    turns, is_mirrored = orientation(picture)
-    pixels = picture.to_ndarray(format="rgb24")
+    turns, is_mirrored = orientation(image)
+    pixels = image.to_ndarray(format="rgb24")
     if is_mirrored:
         pixels = pixels[:, ::-1]
     pixels = np.rot90(pixels, -turns)

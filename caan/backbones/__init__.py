@@ -1,1 +1,1 @@
-"""Networks that turn pictures into vectors, and their weights."""
+"""Networks that turn images into vectors, and their weights."""

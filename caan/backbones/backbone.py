@@ -1,4 +1,4 @@
-"""Run a frozen network over pictures: preprocessing, batches, precision, memory."""
+"""Run a frozen network over images: preprocessing, batches, precision, memory."""
 
 import ctypes
 import logging
@@ -23,7 +23,7 @@ PRECISIONS: dict[Precision, torch.dtype] = {
 
 
 class Backbone(nn.Module):
-    """A frozen network with its preprocessing: uint8 RGB pictures of any size to float vectors."""
+    """A frozen network with its preprocessing: uint8 RGB images of any size to float vectors."""
 
     _scale: Tensor
     _shift: Tensor
@@ -75,12 +75,12 @@ class Backbone(nn.Module):
             self.register_buffer("_scale", scale.view(3, 1, 1), persistent=False)
             self.register_buffer("_shift", shift.view(3, 1, 1), persistent=False)
 
-    def prepare(self, pictures: Tensor) -> Tensor:
-        """Input of the network [B, C, size, size] from uint8 RGB pictures [B, H, W, 3].
+    def prepare(self, images: Tensor) -> Tensor:
+        """Input of the network [B, C, size, size] from uint8 RGB images [B, H, W, 3].
 
-        The whole picture is stretched to the input size; nothing is cropped.
+        The whole image is stretched to the input size; nothing is cropped.
         """
-        x_BCHW = pictures.permute(0, 3, 1, 2).float()
+        x_BCHW = images.permute(0, 3, 1, 2).float()
         if x_BCHW.shape[2:] != (self.size_pixels, self.size_pixels):
             x_BCHW = functional.interpolate(
                 x_BCHW,
@@ -92,15 +92,15 @@ class Backbone(nn.Module):
         x_BCHW = x_BCHW / self._scale - self._shift
         return x_BCHW.to(self.dtype, memory_format=torch.channels_last)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Vectors float32 [B, D] of uint8 RGB pictures [B, H, W, 3] of any size."""
-        pictures = pictures.to(next(self.network.parameters()).device, non_blocking=True)
+    def forward(self, images: Tensor) -> Tensor:
+        """Vectors float32 [B, D] of uint8 RGB images [B, H, W, 3] of any size."""
+        images = images.to(next(self.network.parameters()).device, non_blocking=True)
         if self.colours is None:
-            return self.network(pictures)
-        vectors_BD = self.network(self.prepare(pictures)).float()
+            return self.network(images)
+        vectors_BD = self.network(self.prepare(images)).float()
         return vectors_BD.relu() if self.rectify else vectors_BD
 
-    def with_map(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors as `forward` gives them, and the maps float32 [B, C, H, W] that they come from.
 
         | backbone | map | size |
@@ -115,22 +115,22 @@ class Backbone(nn.Module):
         hook = self._map_layer[0].register_forward_hook(
             lambda layer, inputs, output: seen.append(output)
         )
-        vectors_BD = self(pictures)
+        vectors_BD = self(images)
         hook.remove()
-        # starter_face also embeds the middles and mirror images, after the pictures themselves.
-        return vectors_BD, seen[0][: len(pictures)].float().contiguous()
+        # starter_face also embeds the middles and mirror images, after the images themselves.
+        return vectors_BD, seen[0][: len(images)].float().contiguous()
 
 
-def embed_pictures(
+def embed_images(
     backbone: Backbone,
-    pictures: np.ndarray,
+    images: np.ndarray,
     batch_size: int,
     maps_NCHW: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Vectors float16 [N, D] of uint8 RGB pictures [N, H, W, 3], and the number of batches.
+    """Vectors float16 [N, D] of uint8 RGB images [N, H, W, 3], and the number of batches.
 
     If `maps_NCHW` (float16) is given, it is filled with the pool5 maps. All batches but the last
-    are full. Each vector depends on its own picture only.
+    are full. Each vector depends on its own image only.
 
     Raises:
         ValueError: a vector does not fit into float16, which overflow in fp16 causes.
@@ -138,7 +138,7 @@ def embed_pictures(
     device = next(backbone.parameters()).device
     batches = []
     with torch.inference_mode():
-        for first, batch in _batches_on(device, pictures, batch_size):
+        for first, batch in _batches_on(device, images, batch_size):
             if maps_NCHW is None:
                 batches.append(backbone(batch).half())
             else:
@@ -160,15 +160,15 @@ def embed_pictures(
 
 
 def _batches_on(
-    device: torch.device, pictures: np.ndarray, batch_size: int
+    device: torch.device, images: np.ndarray, batch_size: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """The index of each batch's first picture, and its pictures on the device.
+    """The index of each batch's first image, and its images on the device.
 
     On a GPU, a batch is copied from page-locked memory while the batches before it are computed.
     """
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
-    for first in range(0, len(pictures), batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(pictures[first : first + batch_size]))
+    for first in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.ascontiguousarray(images[first : first + batch_size]))
         if copying is not None:
             with torch.cuda.stream(copying):
                 batch = batch.pin_memory().to(device, non_blocking=True)
@@ -181,7 +181,7 @@ def _batches_on(
 def keep_freed_memory() -> bool:
     """Make glibc keep the memory that CPU networks free; returns whether that worked.
 
-    A layer of 16 pictures takes up to 200 MB. By default, glibc returns it to the system after each
+    A layer of 16 images takes up to 200 MB. By default, glibc returns it to the system after each
     layer and requests it again for the next. These page faults took 10% of VGG16's time and 50% of
     MobileNetV2's. Call it in the main thread of a process that mostly runs networks: the heaps of
     other threads are too small for a layer. Other C libraries are not changed.
@@ -196,7 +196,7 @@ def keep_freed_memory() -> bool:
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The number type of a VGG on `device`: as asked, or with `auto` the fastest.
 
-    Measured on 2 cores, in ms per picture; `auto` takes bf16 only on CPUs that have it in hardware:
+    Measured on 2 cores, in ms per image; `auto` takes bf16 only on CPUs that have it in hardware:
 
     | CPU | bf16 | fp32 | fp32 without channels_last |
     | --- | --- | --- | --- |

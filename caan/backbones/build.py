@@ -4,7 +4,7 @@ To add a backbone: write its network in a file of its own, a `_load_...` functio
 a `Backbone`, and its entry in BACKBONES. If its weights are downloaded, add them to
 `caan.backbones.weights.OFFICIAL_FILES`.
 
-Legend: B pictures, H and W picture sides, C channels, D features.
+Legend: B images, H and W image sides, C channels, D features.
 """
 
 import logging

@@ -11,7 +11,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which network turns pictures into vectors, and with which weights."""
+    """Which network turns images into vectors, and with which weights."""
 
     name: str = "vgg16"
     """A name in `BACKBONES`: `vggface`, `vgg16`, `starter_face`, `starter_context`, or your own."""

@@ -1,6 +1,6 @@
 """The starter's face network: a small residual network that reads emotions from grey face crops.
 
-Legend: B faces, H and W picture sides, D features, K emotions.
+Legend: B faces, H and W image sides, D features, K emotions.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ NUM_EMBEDDED = 256
 """Learned features per face."""
 
 QUALITIES = ("brightness", "contrast", "sharpness", "noise")
-"""The last features, each about 0..2: what standardising removes from the picture."""
+"""The last features, each about 0..2: what standardising removes from the image."""
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -84,7 +84,7 @@ BLOCKS = ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1), (NUM_EMBEDDED, 2), (NUM
 
 
 def build_trunk(width: int = 1) -> nn.Sequential:
-    """The layers up to the last map, with batch norms and random weights, for grey pictures.
+    """The layers up to the last map, with batch norms and random weights, for grey images.
 
     `width` times as many channels as the starter has: the recipe's teachers are wider.
     Source: our choice; dense 3x3 convolutions at few pixels, which a CPU runs at full speed.
@@ -101,21 +101,21 @@ def build_trunk(width: int = 1) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def to_grey(pictures: Tensor) -> Tensor:
-    """Luma of RGB pictures: uint8 [B, H, W, 3] -> float32 [B, 1, H, W] in 0..255."""
-    weights = torch.tensor(_LUMA, device=pictures.device)
-    return (pictures.float() @ weights)[:, None]
+def to_grey(images: Tensor) -> Tensor:
+    """Luma of RGB images: uint8 [B, H, W, 3] -> float32 [B, 1, H, W] in 0..255."""
+    weights = torch.tensor(_LUMA, device=images.device)
+    return (images.float() @ weights)[:, None]
 
 
 def standardise(grey_B1HW: Tensor) -> Tensor:
-    """Grey pictures (0..255), each scaled to mean 0 and deviation 1 against exposure."""
+    """Grey images (0..255), each scaled to mean 0 and deviation 1 against exposure."""
     mean = grey_B1HW.mean((2, 3), keepdim=True)
     deviation = grey_B1HW.std((2, 3), keepdim=True)
     return (grey_B1HW - mean) / (deviation + 3.0)
 
 
 def measure_qualities(grey_B1HW: Tensor) -> Tensor:
-    """Brightness, contrast, sharpness and noise of grey pictures (0..255): float [B, 4]."""
+    """Brightness, contrast, sharpness and noise of grey images (0..255): float [B, 4]."""
     detail = grey_B1HW - functional.avg_pool2d(grey_B1HW, 3, 1, 1, count_include_pad=False)
     coarse = functional.avg_pool2d(grey_B1HW, 4)
     coarse = coarse - functional.avg_pool2d(coarse, 3, 1, 1, count_include_pad=False)
@@ -142,7 +142,7 @@ def _resize(grey_B1HW: Tensor) -> Tensor:
 
 
 class StarterFace(nn.Module):
-    """Face crops to features and emotion logits; pictures need no preparation.
+    """Face crops to features and emotion logits; images need no preparation.
 
     Source: our choice; see MODEL_CARD.md.
     """
@@ -171,20 +171,20 @@ class StarterFace(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def embed(self, standard_B1HW: Tensor) -> Tensor:
-        """Learned features [B, 256] of standardised grey pictures."""
+        """Learned features [B, 256] of standardised grey images."""
         map_BCHW = self.trunk(standard_B1HW.contiguous(memory_format=torch.channels_last))
         return map_BCHW.mean((2, 3))
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Features float32 [B, D] of RGB crops uint8 [B, H, W, 3] of any size.
 
         The features are the mean over four views, followed by the four QUALITIES. The views are
         the crop and its middle 0.8, each as it is and mirrored. Detectors give crops that are 1.2,
         and some 1.5, times as wide as FER2013's. Of middles from 0.75 to 0.95, 0.8 was best on
         validation faces of that width. In training mode only the crop itself is embedded, because
-        the augmented pictures replace the views.
+        the augmented images replace the views.
         """
-        grey = to_grey(pictures)
+        grey = to_grey(images)
         height, width = grey.shape[2:]
         top, left = round(0.1 * height), round(0.1 * width)
         whole = _resize(grey)
@@ -200,6 +200,6 @@ class StarterFace(nn.Module):
         """Calibrated logits float [B, K] (order of EMOTIONS) of features from `forward`."""
         return self.classifier(features_BD[:, :NUM_EMBEDDED]) / self.temperature
 
-    def logits(self, pictures: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """Calibrated logits float [B, K] (order of EMOTIONS) of RGB crops uint8 [B, H, W, 3]."""
-        return self.classify(self(pictures))
+        return self.classify(self(images))

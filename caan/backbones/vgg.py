@@ -1,6 +1,6 @@
 """VGG16 up to fc6, and the colour normalisation of VGG-Face and ImageNet weights.
 
-Legend: B pictures, H and W picture sides, C channels, D features.
+Legend: B images, H and W image sides, C channels, D features.
 """
 
 import math
@@ -20,7 +20,7 @@ _FC6_GAIN = 0.5  # real faces and frames then leave fc6 with deviations 1.1 and 
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """Normalisation of a picture: (value / scale - mean) / deviation, in the order R, G, B."""
+    """Normalisation of an image: (value / scale - mean) / deviation, in the order R, G, B."""
 
     mean: tuple[float, float, float]
     """Mean colour."""
@@ -44,7 +44,7 @@ IMAGENET_COLOURS = Colours(
 
 
 class Vgg(nn.Module):
-    """VGG16 up to fc6, under torchvision's names; pictures of (32 x grid) pixels a side.
+    """VGG16 up to fc6, under torchvision's names; images of (32 x grid) pixels a side.
 
     Source: Simonyan and Zisserman 2015, configuration D.
     """

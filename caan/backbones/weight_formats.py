@@ -1,8 +1,8 @@
-"""Read VGG16 weights in every published format, and rename them as torchvision does.
+"""Read VGG16 weights in every published format; give them torchvision's names and layout.
 
-No code from a file is run: pickles are read with `weights_only`, and the other formats are data.
+No code of a file runs: pickles are read with `weights_only`, and the other formats are plain data.
 
-Source: the formats' own definitions (caffe.proto, MatConvNet, Keras HDF5; torch7.py has Torch 7).
+Source: the definitions of the formats: caffe.proto, MatConvNet, Keras HDF5; Torch 7 in torch7.py.
 """
 
 import math
@@ -29,7 +29,7 @@ CONVOLUTIONS = tuple(
 """The 13 convolutions of VGG16 in order."""
 
 LAYERS = (*CONVOLUTIONS, "fc6", "fc7", "fc8")
-"""All 16 layers with weights, in order."""
+"""The 16 layers with weights, in order."""
 
 _POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 
@@ -39,14 +39,14 @@ TORCHVISION_NAMES = {
     "fc7": "classifier.3",
     "fc8": "classifier.6",
 }
-"""From the papers' layer names to torchvision's, which this project stores."""
+"""Torchvision's name of a layer, by its name in the papers."""
 
 _FROM_TORCHVISION = {target: name for name, target in TORCHVISION_NAMES.items()}
 
 
 @dataclass(frozen=True)
 class SourceLayer:
-    """Weights of one layer as its file has them; `name` is "" where the file knows only order."""
+    """Weights and bias of one layer, as stored; `name` is "" if the file has only an order."""
 
     name: str
     weight: np.ndarray
@@ -55,22 +55,22 @@ class SourceLayer:
 
 @dataclass(frozen=True)
 class SourceWeights:
-    """What a weight file holds, before renaming and permuting."""
+    """Layers of a weight file, before renaming and permuting."""
 
     format: str
-    """Which publisher's form this is, such as `t7` or `albanie`."""
+    """Format or publisher of the file, such as `t7` or `albanie`."""
     channel_order: str
-    """`RGB` or `BGR`: the order that the first convolution expects."""
+    """`RGB` or `BGR`: colour order that the first convolution expects."""
     is_channels_last: bool
-    """Kernels are H, W, in, out and the rows of fc6 run over H, W, C (Keras, MatConvNet)."""
+    """Whether kernels are [H, W, in, out] and the rows of fc6 run over H, W, C, as in Keras."""
     layers: list[SourceLayer]
 
 
 def read_weights(path: Path) -> SourceWeights:
-    """The layers of a weight file of any known form, told by its first bytes and its keys.
+    """Read the layers of a weight file; its first bytes and its keys tell the format.
 
     Raises:
-        InputError: not a VGG16 in a known form, damaged, or a pickle that holds more than tensors.
+        InputError: the file is damaged, no VGG16 of a known format, or a pickle with code.
     """
     with open(path, "rb") as file:
         head = file.read(16)
@@ -89,14 +89,18 @@ def read_weights(path: Path) -> SourceWeights:
     except (ValueError, KeyError, AttributeError, IndexError, struct.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"`{path}` is damaged or no weight file: {error}") from error
+        raise InputError(f"`{path}` is damaged or no weight file ({error}).") from error
 
 
 def to_state_dict(source: SourceWeights) -> dict[str, torch.Tensor]:
-    """Float32 tensors under torchvision's names: kernels O, I, H, W; columns of fc6 over C, H, W.
+    """Rename and permute the layers as torchvision has them.
+
+    Returns:
+        Float32 tensors by torchvision's names: kernels [O, I, H, W], weights of fc layers [O, I]
+        with the columns of fc6 over C, H, W.
 
     Raises:
-        InputError: layers are missing (fc6 must be there), named twice, or without a finite value.
+        InputError: a convolution or fc6 is missing, or a value is not finite.
     """
     layers = _named(source)
     num_channels = _out_channels(layers["conv5_3"], source)
@@ -121,15 +125,17 @@ def _named(source: SourceWeights) -> dict[str, SourceLayer]:
     if all(not layer.name for layer in layers):
         if len(layers) not in (14, 15, 16):
             raise InputError(
-                f"a VGG16 has 13 convolutions and fc6 to fc8, and this {source.format} file has "
-                f"{len(layers)} layers with weights"
+                f"this {source.format} file has {len(layers)} layers with weights, and a VGG16 has "
+                "13 convolutions and fc6 to fc8: give the file of a VGG16."
             )
         return dict(zip(LAYERS, layers, strict=False))
     named = {layer.name: layer for layer in layers if layer.name}
     missing = [name for name in LAYERS[:14] if name not in named]
     if missing:
-        hint = " (a file without its top: take the one with it)" if missing == ["fc6"] else ""
-        raise InputError(f"this {source.format} file lacks {', '.join(missing)}{hint}")
+        hint = " with its fully connected layers" if missing == ["fc6"] else ""
+        raise InputError(
+            f"this {source.format} file lacks {', '.join(missing)}: give the complete VGG16{hint}."
+        )
     return {name: named[name] for name in LAYERS if name in named}
 
 
@@ -139,7 +145,9 @@ def _out_channels(layer: SourceLayer, source: SourceWeights) -> int:
 
 def _tensor(values: np.ndarray, name: str) -> torch.Tensor:
     if not np.isfinite(values).all():
-        raise InputError(f"the weights of {name} hold values that are no numbers")
+        raise InputError(
+            f"the weights of {name} hold values that are no numbers: give another file."
+        )
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).copy())
 
 
@@ -152,12 +160,15 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(
             f"`{path}` cannot be read as plain tensors (damaged, or a pickle that wants to run "
-            f"code, which is refused): save its state_dict and give that. {error}"
+            f"code, which is refused): save its state_dict and give that file. {error}"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
-        raise InputError(f"`{path}` holds a {type(content).__name__}, not a state_dict")
+        raise InputError(
+            f"`{path}` holds a {type(content).__name__}, not a state_dict: save its state_dict and "
+            "give that file."
+        )
     return content
 
 
@@ -172,8 +183,8 @@ def _from_state_dict(state: dict[str, Any], path: Path) -> SourceWeights:
     found = [kind for key, kind in kinds.items() if any(re.fullmatch(key, name) for name in state)]
     if not found:
         raise InputError(
-            f"`{path}` holds no VGG16 under a known naming; its first keys are "
-            f"{', '.join(list(state)[:4])}"
+            f"`{path}` holds no VGG16 under a known naming (its first keys are "
+            f"{', '.join(list(state)[:4])}): rename them as torchvision does."
         )
     layers = [
         SourceLayer(
@@ -205,8 +216,8 @@ def _read_keras(path: Path) -> SourceWeights:
         import h5py
     except ImportError as error:
         raise InputError(
-            f"`{path}` is an HDF5 file, and reading it needs h5py: `pip install h5py`, or give "
-            "the .pth file"
+            f"`{path}` is an HDF5 file, which needs h5py: run `pip install h5py`, or give the .pth "
+            "file."
         ) from error
     layers = []
     with h5py.File(path, "r") as file:
@@ -217,7 +228,7 @@ def _read_keras(path: Path) -> SourceWeights:
             if len(values) == 2:
                 layers.append(SourceLayer(_vgg_name(name), *values))
     if layers and layers[0].weight.shape[-1] == 3 != layers[0].weight.shape[0]:
-        raise InputError(f"`{path}` has Theano's kernel order: take the TensorFlow file")
+        raise InputError(f"`{path}` has the kernel order of Theano: give the TensorFlow file.")
     return SourceWeights("keras", "BGR", is_channels_last=True, layers=layers)
 
 
@@ -231,7 +242,7 @@ def _read_matconvnet(path: Path) -> SourceWeights:
     try:
         content = loadmat(path, struct_as_record=False, squeeze_me=True)
     except NotImplementedError as error:
-        raise InputError(f"`{path}` is a MATLAB 7.3 file: save it again with `-v7`") from error
+        raise InputError(f"`{path}` is a MATLAB 7.3 file: save it again with `-v7`.") from error
     net = content.get("net")
     layers = []
     for layer in np.atleast_1d(content["layers"] if net is None else net.layers):
@@ -254,7 +265,7 @@ def _read_t7(path: Path) -> SourceWeights:
         weight, bias = module.get("weight"), module.get("bias")
         if not isinstance(weight, np.ndarray) or not isinstance(bias, np.ndarray):
             continue
-        if "kH" in module and weight.ndim == 2:  # SpatialConvolutionMM keeps its kernels flat
+        if "kH" in module and weight.ndim == 2:  # SpatialConvolutionMM stores its kernels flat
             planes, height, width = (int(module[key]) for key in ("nInputPlane", "kH", "kW"))
             weight = weight.reshape(-1, planes, height, width)
         layers.append(SourceLayer("", weight, bias))
@@ -276,7 +287,7 @@ def _t7_modules(module: Any) -> Iterator[dict[Any, Any]]:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, Any]]:
-    """Field numbers and values (int or memoryview) of one protobuf message."""
+    """Yield the number and the value (int or memoryview) of each field of a protobuf message."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
@@ -314,7 +325,9 @@ def _read_caffemodel(path: Path) -> SourceWeights:
     for number, layer in _fields(np.memmap(path, np.uint8, "r").data):
         if number not in (2, 100) or not isinstance(layer, memoryview):
             continue
-        name_field, blobs_field = (1, 7) if number == 100 else (4, 6)  # new, and V1 layers
+        name_field, blobs_field = (
+            (1, 7) if number == 100 else (4, 6)
+        )  # LayerParameter, V1LayerParameter
         fields = list(_fields(layer))
         names = [bytes(value).decode() for key, value in fields if key == name_field]
         blobs = [_blob(value) for key, value in fields if key == blobs_field]
@@ -323,8 +336,8 @@ def _read_caffemodel(path: Path) -> SourceWeights:
             layers.append(SourceLayer(name, *blobs))
     if not layers:
         raise InputError(
-            f"`{path}` is no weight file of a known form: give .pth, .safetensors, .t7, "
-            ".caffemodel, .mat or .h5"
+            f"`{path}` is no weight file of a known format: give .pth, .safetensors, .t7, "
+            ".caffemodel, .mat or .h5."
         )
     return SourceWeights("caffemodel", "BGR", is_channels_last=False, layers=layers)
 
@@ -340,6 +353,6 @@ def _blob(content: memoryview) -> np.ndarray:
             shape.append(size)
     else:
         shape = [fields.get(number, 1) for number in (1, 2, 3, 4)]
-        if shape[:2] == [1, 1]:  # an inner product, kept as 1 x 1 x out x in
+        if shape[:2] == [1, 1]:  # an inner product is [1, 1, out, in]
             shape = shape[2:]
     return values.reshape(shape)

@@ -1,8 +1,8 @@
 """Find a backbone's weight file, download it if needed, and convert it once per node.
 
-A local path, an s3:// or http(s) URL, or nothing (the official file) names a weight file. The
-result is a safetensors file with torchvision's tensor names. Its metadata gives the colour order
-that the first convolution expects.
+A weight file is a local path, an s3:// or http(s) URL, or the official file of its backbone. It is
+converted to a safetensors file with torchvision's tensor names, whose metadata gives the colour
+order that the first convolution expects.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from caan.errors import InputError, redact
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "CAAN_CACHE"
-"""Environment variable that names the cache folder of a node (default ~/.cache/caan)."""
+"""Environment variable with the cache folder of the node; default ~/.cache/caan."""
 
 SEEN_VIDEOS = "seen_videos"
-"""Entry of a fine-tuned file's metadata: which videos it has seen, as JSON."""
+"""Metadata key of a fine-tuned file: the videos it was trained on, as JSON."""
 
 _METADATA_KEY = "caan"
 _CONVERTER_VERSION = 1
@@ -41,17 +41,17 @@ class OfficialFile:
     """The published weight file of a backbone."""
 
     file_name: str
-    """Name of the file in the cache folder, also if it is put there by hand."""
+    """Name of the file in the cache folder, downloaded or put there by hand."""
     url: str
     """Address of the download."""
     sha256_prefix: str
-    """First digits of its sha256; "" where no trustworthy one is known."""
+    """First hex digits of its sha256; "": no published hash can be trusted."""
     licence: str
-    """What the licence allows, in one sentence."""
+    """Sentence on what the licence allows; logged at the conversion."""
     role: str
-    """`face` or `context`: which options name it."""
+    """`face` or `context`: the branch whose options name it."""
     num_classes: int
-    """Outputs of its last layer, which tell a VGG-Face from an ImageNet VGG16."""
+    """Outputs of its last layer; they tell VGG-Face from ImageNet's VGG16."""
 
 
 OFFICIAL_FILES = {
@@ -72,7 +72,7 @@ OFFICIAL_FILES = {
         num_classes=1000,
     ),
 }
-"""The official weight file of each backbone that has one to download."""
+"""Official weight file by backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,15 @@ class WeightFile:
     """A converted safetensors file, ready to load."""
 
     path: Path
-    """Local path; tensors carry torchvision's names."""
+    """Local path; the tensors have torchvision's names."""
     sha256: str
     """Hash of the whole file, 64 hex digits."""
     metadata: dict[str, str]
-    """`backbone`, `channel_order` (RGB or BGR) and whatever its maker noted."""
+    """`backbone`, `channel_order` (`RGB` or `BGR`), and entries of whoever wrote the file."""
 
 
 def cache_folder() -> Path:
-    """The folder of this node that keeps downloaded and converted weights; created on demand.
+    """Return the folder of downloaded and converted weights on this node; create it if absent.
 
     Raises:
         InputError: it cannot be created.
@@ -98,27 +98,29 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"the cache folder `{folder}` cannot be made ({error.strerror}): set {CACHE_VARIABLE}"
+            f"the cache folder `{folder}` cannot be created ({error.strerror}): set "
+            f"{CACHE_VARIABLE} to a folder that can be written."
         ) from error
     return folder
 
 
 def ready_weights(backbone: str, weights: str = "") -> WeightFile:
-    """Find, check and convert a backbone's weights; a second call only checks them.
+    """Find, check and convert the weights of a backbone; a converted file is only checked again.
 
-    `weights` is a local file, a folder with one .safetensors file (as jobs.finetune writes), an
-    s3:// or http(s) URL, or "" for the official file of `vggface` or `vgg16`. The starters take
-    files of jobs.finetune only.
+    Args:
+        backbone: name of the backbone. The starters take files of jobs.finetune only.
+        weights: a local or s3:// file, a folder with one .safetensors file (as jobs.finetune
+            writes), an http(s) URL, or "" for the official file of `vggface` or `vgg16`.
 
     Raises:
-        InputError: no such file, no network, a damaged file, or weights of another network.
+        InputError: the file is absent, out of reach, damaged, or holds another network's weights.
     """
     source = find_weights(backbone, weights)
     metadata = read_metadata(source) if source.suffix == ".safetensors" else {}
     if not metadata and backbone not in OFFICIAL_FILES:
         raise InputError(
-            f"`{source}` was not written by jobs.finetune, and `{backbone}` takes no other weights "
-            "than its own: leave them out, or fine-tune it"
+            f"`{source}` was not written by jobs.finetune, and `{backbone}` takes only its own or "
+            "fine-tuned weights: leave the option out, or run jobs.finetune."
         )
     if not metadata:
         state = source.stat()
@@ -132,13 +134,14 @@ def ready_weights(backbone: str, weights: str = "") -> WeightFile:
         source, metadata = target, read_metadata(target)
     if metadata["backbone"] != backbone:
         raise InputError(
-            f"`{source}` holds weights of `{metadata['backbone']}`, and `{backbone}` was asked for"
+            f"`{source}` holds weights of `{metadata['backbone']}`, not of `{backbone}`: give a "
+            f"file of `{backbone}`."
         )
     return WeightFile(path=source, sha256=sha256_of(source), metadata=metadata)
 
 
 def finetuned_weights(backbone: str, weights: str) -> WeightFile | None:
-    """The weight file if it is one of jobs.finetune's, else None.
+    """Return the weight file that `weights` names if jobs.finetune wrote it, else None.
 
     Raises:
         InputError: as `ready_weights`.
@@ -154,10 +157,12 @@ def finetuned_weights(backbone: str, weights: str) -> WeightFile | None:
 
 
 def finetuned_of(record: Mapping[str, Any]) -> dict[str, WeightFile]:
-    """The fine-tuned weights that made features, by modality, as the features' run.json has them.
+    """Find the fine-tuned weights that features were made with; give them by modality.
+
+    `record` is the run.json of the features.
 
     Raises:
-        InputError: a file is no longer where it was, or is another one now.
+        InputError: a file is gone, or its content is not the one of the features.
     """
     found: dict[str, WeightFile] = {}
     for kind in record.get("finetuned", {}):
@@ -167,18 +172,18 @@ def finetuned_of(record: Mapping[str, Any]) -> dict[str, WeightFile]:
             f"{backbone}:sha256:{file.sha256}"
         ):
             raise InputError(
-                f"the {kind} weights of these features, `{weights}`, are others now: put the old "
-                "ones back, or extract again with the new ones."
+                f"the {kind} weights `{weights}` are not those that these features were made "
+                "with: put the original file back, or extract again."
             )
         found[kind] = file
     return found
 
 
 def find_weights(backbone: str, weights: str = "") -> Path:
-    """The local file that `weights` names (see `ready_weights`), downloaded if need be.
+    """Return the local file of the weights, as `ready_weights` takes them; download it if absent.
 
     Raises:
-        InputError: no such file, or out of reach; says where to put it and what else can be done.
+        InputError: the file is absent or out of reach.
     """
     if not weights:
         official = OFFICIAL_FILES[backbone]
@@ -192,8 +197,8 @@ def find_weights(backbone: str, weights: str = "") -> Path:
     if weights.startswith(("http://", "https://")):
         if "@" in weights.split("/")[2]:
             raise InputError(
-                f"`{redact(weights)}` was given with a user name: fetch it by hand and "
-                "name the file, or use a signed URL."
+                f"the URL `{redact(weights)}` has a user name: download the file and give its "
+                "path, or give a signed URL."
             )
         digest = hashlib.sha256(weights.encode()).hexdigest()[:8]
         target = cache_folder() / f"{digest}-{weights.partition('?')[0].rpartition('/')[2]}"
@@ -202,7 +207,8 @@ def find_weights(backbone: str, weights: str = "") -> Path:
                 download(weights, target)
             except OSError as error:
                 raise InputError(
-                    f"the weights `{redact(weights)}` cannot be fetched: {redact(str(error))}"
+                    f"the weights `{redact(weights)}` cannot be fetched ({redact(str(error))}): "
+                    "check the URL, or give a path."
                 ) from error
         return target
     if storage.is_folder(weights):
@@ -211,8 +217,8 @@ def find_weights(backbone: str, weights: str = "") -> Path:
         return storage.fetch(weights, cache_folder())
     except FileNotFoundError as error:
         raise InputError(
-            f"there is no weight file `{weights}` for the backbone `{backbone}` (a path, s3://, "
-            "https://, or `random`)"
+            f"there is no weight file `{weights}` for the backbone `{backbone}`: give a path, an "
+            "s3:// or https:// address, or `random`."
         ) from error
 
 
@@ -221,19 +227,18 @@ def _absent(backbone: str, target: Path, error: OSError) -> str:
     option = f"--{official.role}-weights"
     reason = redact(str(error))
     return (
-        f"the backbone `{backbone}` has no weights here: `{official.file_name}` is not in "
-        f"`{target.parent}`, and {official.url} cannot be fetched ({reason}). Download it where "
-        f"there is a network and put it at `{target}`, or name a file (`{option} PATH`, also "
-        f"s3://), or take random weights to try things out (`{option} random`), or the starter "
-        f"backbone, which needs no download (`--{official.role}-backbone "
-        f"starter_{official.role}`)"
+        f"the weights of `{backbone}` are absent: `{official.file_name}` is not in "
+        f"`{target.parent}`, and {official.url} cannot be fetched ({reason}). Download it "
+        f"elsewhere and put it at `{target}`, or give a file (`{option} PATH`, also s3://), random "
+        f"weights for a trial (`{option} random`), or the starter, which needs no download "
+        f"(`--{official.role}-backbone starter_{official.role}`)."
     )
 
 
 def _only_safetensors(folder: str) -> str:
     found = [file.uri for file in storage.list_files(folder) if file.uri.endswith(".safetensors")]
     if len(found) != 1:
-        raise InputError(f"`{folder}` holds {len(found)} .safetensors files; one is needed")
+        raise InputError(f"`{folder}` holds {len(found)} .safetensors files: give one file.")
     return found[0]
 
 
@@ -245,21 +250,26 @@ def _convert(source: Path, target: Path, backbone: str) -> None:
     official = OFFICIAL_FILES[backbone]
     if source.name == official.file_name and not digest.startswith(official.sha256_prefix):
         raise InputError(
-            f"`{source}` is damaged: its sha256 is {digest}, not {official.sha256_prefix}..."
+            f"`{source}` is damaged: its sha256 is {digest}, not {official.sha256_prefix}...; "
+            "delete it and start again."
         )
     weights = read_weights(source)
     if backbone == "vgg16" and weights.format != "torchvision":
         raise InputError(
-            f"`{source}` is a {weights.format} file; `vgg16` takes torchvision's naming and scale"
+            f"`{source}` is a {weights.format} file, and `vgg16` takes the names and colour scale "
+            "of torchvision: give torchvision's file."
         )
     if backbone == "vggface" and weights.format == "torchvision":
-        logger.warning("%s does not tell its colour order: taken as RGB", source)
+        logger.warning("%s does not name its colour order; RGB is assumed", source)
     state = to_state_dict(weights)
     check_shapes(state, str(source))
     num_classes = len(state["classifier.6.bias"]) if "classifier.6.bias" in state else 0
     for other, other_file in OFFICIAL_FILES.items():
         if other != backbone and num_classes == other_file.num_classes:
-            raise InputError(f"`{source}` has {num_classes} classes: these are weights of {other}")
+            raise InputError(
+                f"`{source}` has {num_classes} classes: these are weights of {other}, not of "
+                f"{backbone}."
+            )
     metadata = {
         "backbone": backbone,
         "channel_order": weights.channel_order,
@@ -267,14 +277,18 @@ def _convert(source: Path, target: Path, backbone: str) -> None:
         "source_sha256": digest,
     }
     save_weights(state, target, metadata)
-    logger.info("converted %s (%s) to %s", source, weights.format, target)
+    logger.info("converted the weights %s (%s) to %s", source, weights.format, target)
 
 
 def save_weights(state: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write tensors under torchvision's names to a safetensors file that `ready_weights` takes.
+    """Write tensors to a safetensors file that `ready_weights` takes; replace it atomically.
 
-    `metadata` needs `backbone` and `channel_order`; fine-tuning adds the split that it has seen.
-    The same content always gives the same bytes.
+    The same content gives the same bytes.
+
+    Args:
+        state: tensors by torchvision's names.
+        path: local file; its folder is created.
+        metadata: `backbone`, `channel_order`, and the caller's own entries.
     """
     assert {"backbone", "channel_order"} <= metadata.keys()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,29 +299,32 @@ def save_weights(state: Mapping[str, torch.Tensor], path: Path, metadata: dict[s
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `save_weights` noted in a safetensors file; empty if another program wrote it.
+    """Read the metadata of `save_weights`; empty if another program wrote the file.
 
     Raises:
-        InputError: damaged, or no safetensors file.
+        InputError: the file is damaged or no safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"`{path}` is no whole safetensors file: {error}") from error
+        raise InputError(f"`{path}` is damaged or no safetensors file: {error}") from error
     return {"channel_order": "RGB", **metadata} if "backbone" in metadata else {}
 
 
 def load_state(weights: WeightFile, names: list[str]) -> dict[str, torch.Tensor]:
-    """The named tensors of a weight file, with the first convolution turned to expect RGB.
+    """Load tensors of a weight file, on the CPU; the first convolution expects RGB.
 
     Raises:
-        InputError: a tensor is missing, or the shapes do not fit each other.
+        InputError: a tensor of `names` is missing, or the shapes do not fit each other.
     """
     with safe_open(weights.path, "pt") as file:
         missing = set(names) - set(file.keys())
         if missing:
-            raise InputError(f"`{weights.path}` lacks {', '.join(sorted(missing))}")
+            raise InputError(
+                f"`{weights.path}` lacks the tensors {', '.join(sorted(missing))}: give the "
+                "complete weights."
+            )
         state = {name: file.get_tensor(name) for name in names}
     if weights.metadata["channel_order"] == "BGR":
         state["features.0.weight"] = state["features.0.weight"].flip(1).contiguous()
@@ -316,10 +333,10 @@ def load_state(weights: WeightFile, names: list[str]) -> dict[str, torch.Tensor]
 
 
 def check_shapes(state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Check that the layers of a VGG of any widths fit each other.
+    """Check that the layers of a VGG fit each other, whatever their widths.
 
     Raises:
-        InputError: naming the first layer that does not fit.
+        InputError: a layer does not fit the one before it; `source` is the file of the sentence.
     """
     num_inputs = 3
     for name, weight in state.items():
@@ -334,7 +351,7 @@ def check_shapes(state: Mapping[str, torch.Tensor], source: str) -> None:
             fits = weight.shape[1] == num_inputs * grid**2 and len(bias) == len(weight)
         if not fits:
             raise InputError(
-                f"`{source}`: {name} has shape {tuple(weight.shape)} and does not fit "
-                f"{num_inputs} inputs"
+                f"`{source}`: {name} has the shape {tuple(weight.shape)}, which does not fit "
+                f"{num_inputs} inputs: give the weights of a VGG16."
             )
         num_inputs = len(weight)

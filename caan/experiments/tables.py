@@ -1,4 +1,4 @@
-"""The paper's Tables 2 to 6 from trials: report.md, CSV files and plots."""
+"""Write the paper's Tables 2 to 6 from the results of trials, as Markdown, CSV and plots."""
 
 import csv
 import io
@@ -15,6 +15,7 @@ from caan.experiments.trials import FROM_POOL5
 from caan.report import plots
 
 REFERENCE = "caan"
+"""System that differences are taken to."""
 
 PAPER_TABLES = Path(__file__).parent / "paper_tables.csv"
 """Every system of each table, and what the paper prints for it."""
@@ -23,7 +24,7 @@ WITHOUT_POOL5 = (
     "The single branches score from fc6 only: those from pool5 were not run, and need features of "
     "`jobs.extract --pool5 both`."
 )
-"""What the report says where no system read pool5 maps."""
+"""Sentence of the report if no trial read pool5 maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,11 @@ class Line:
     """One system's place in a table."""
 
     title: str
-    """What the paper calls it."""
+    """Name in the paper."""
     system: str
-    """Its name in SYSTEMS."""
+    """Name in `caan.experiments.trials.SYSTEMS`."""
     printed: str = ""
-    """Accuracy in the paper, percent; empty where it prints none."""
+    """Accuracy printed in the paper, in percent; empty: none is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,13 @@ class Table:
     """One of the paper's tables."""
 
     name: str
-    """File name of its CSV."""
+    """Name of its CSV file, without the ending."""
     title: str
-    """Heading."""
+    """Heading in report.md."""
     note: str
-    """What sets it apart from the paper's."""
+    """How it differs from the paper's table; may be empty."""
     lines: tuple[Line, ...]
-    """Its systems."""
+    """Its systems, in the paper's order."""
 
 
 def _lines(table: str) -> tuple[Line, ...]:
@@ -97,9 +98,15 @@ HEADER = (
 
 
 def write_report(output: str, results: Mapping[str, Results], label_set: Sequence[str]) -> None:
-    """report.md, a CSV per table, and plots, in the folder `output`.
+    """Write report.md, a CSV file per table and the plots to the folder `output`.
 
-    A table shows the systems that were run; differences are to CAAN, if it was.
+    A table lists the systems that have results, and a table without any is left out. Differences
+    are to `REFERENCE`; without its results those columns are empty.
+
+    Args:
+        output: local folder or s3:// prefix.
+        results: results of the trials by system; at least one.
+        label_set: the emotions, in the order of the confusion matrices.
     """
     parts = [_opening(results)]
     for table in TABLES:

@@ -11,7 +11,7 @@ from caan import storage
 from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
 from caan.extraction.attempts import AttemptLog
 from caan.extraction.config import SandboxConfig, SegmentConfig
-from caan.extraction.pictures import scratch_folder, status_row
+from caan.extraction.images import scratch_folder, status_row
 from caan.extraction.segment import read_segment, warm_up
 from caan.media.config import require_decoder
 from caan.media.sandbox import Sandbox
@@ -41,7 +41,7 @@ class SegmentDecoder:
         return counts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PLAN_SCHEMA -> PICTURES_SCHEMA, a row for a row."""
+        """PLAN_SCHEMA -> IMAGES_SCHEMA, a row for a row."""
         return pa.concat_tables([self._decode(row) for row in table.to_pylist()])
 
     def _decode(self, request: dict[str, Any]) -> pa.Table:

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from caan.arrow import flat_list, picture_stack, vector_array
-from caan.backbones.backbone import Backbone, embed_pictures, keep_freed_memory
+from caan.arrow import flat_list, image_stack, vector_array
+from caan.backbones.backbone import Backbone, embed_images, keep_freed_memory
 from caan.backbones.build import load_backbone
 from caan.extraction.config import ExtractionConfig
-from caan.extraction.pictures import PICTURE_SIZE
+from caan.extraction.images import IMAGE_SIZE
 from caan.faces.build import load_detector
 from caan.schema import features_schema
 
@@ -65,7 +65,7 @@ class SegmentEmbedder:
         return counts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PICTURES_SCHEMA -> features, a row for a row."""
+        """IMAGES_SCHEMA -> features, a row for a row."""
         frames, frame_offsets = flat_list(table["frames"])
         faces, face_offsets = flat_list(table["faces"])
         start = time.perf_counter()
@@ -96,26 +96,26 @@ class SegmentEmbedder:
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
     def _embed(
-        self, kind: str, pictures: pa.Array
+        self, kind: str, images: pa.Array
     ) -> tuple[pa.FixedSizeListArray, pa.FixedSizeListArray | None]:
         backbone: Backbone | None = getattr(self, kind)
         if backbone is None:
-            none = np.zeros((len(pictures), 1), np.float16)
-            return vector_array(none, np.ones(len(pictures), bool)), None
-        given = pictures.is_valid().to_numpy(zero_copy_only=False)
-        stack = picture_stack(pictures.drop_null(), PICTURE_SIZE)
-        vectors = np.zeros((len(pictures), backbone.dim), np.float16)
+            none = np.zeros((len(images), 1), np.float16)
+            return vector_array(none, np.ones(len(images), bool)), None
+        given = images.is_valid().to_numpy(zero_copy_only=False)
+        stack = image_stack(images.drop_null(), IMAGE_SIZE)
+        vectors = np.zeros((len(images), backbone.dim), np.float16)
         maps = None
         if kind in self.maps:
             maps = np.zeros((len(stack), *backbone.map_shape), np.float16)
         if len(stack):
-            vectors[given], num_batches = embed_pictures(backbone, stack, self.batch_size, maps)
+            vectors[given], num_batches = embed_images(backbone, stack, self.batch_size, maps)
             self._count("pictures", len(stack))
             self._count("batch_places", num_batches * self.batch_size)
         if maps is None:
             return vector_array(vectors, ~given), None
         if not given.all():
-            spread = np.zeros((len(pictures), *backbone.map_shape), np.float16)
+            spread = np.zeros((len(images), *backbone.map_shape), np.float16)
             spread[given] = maps
             maps = spread
         flat = maps.reshape(len(maps), math.prod(backbone.map_shape))

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from caan.extraction.config import ExtractionConfig
-from caan.extraction.pictures import crop_frame
+from caan.extraction.images import crop_frame
 from caan.faces.build import load_detector
 from caan.people.config import FaceEmbeddingConfig
-from caan.schema import PICTURES_SCHEMA, table_of
+from caan.schema import IMAGES_SCHEMA, table_of
 
 
 class FaceCropper:
@@ -32,11 +32,11 @@ class FaceCropper:
         return counts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PICTURES_SCHEMA with whole frames -> PICTURES_SCHEMA with crops."""
+        """IMAGES_SCHEMA with whole frames -> IMAGES_SCHEMA with crops."""
         start = time.perf_counter()
         rows = [self._crop(row) for row in table.to_pylist()]
         self.counts["seconds_detect"] = time.perf_counter() - start
-        return table_of(rows, PICTURES_SCHEMA)
+        return table_of(rows, IMAGES_SCHEMA)
 
     def _crop(self, row: dict[str, Any]) -> dict[str, Any]:
         # Key frames of the cascade without a face come without an image and stay so.

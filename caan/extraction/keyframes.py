@@ -14,7 +14,7 @@ only key frames."""
 
 GAP_SECONDS = 12.0
 """A stretch between two looks that is longer than this is wanted in any case. Usual groups of
-pictures of encoders (250 at 24 to 30 per second) last 8 to 11 seconds."""
+images of encoders (250 at 24 to 30 per second) last 8 to 11 seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,15 @@ import pyarrow as pa
 
 from caan.errors import DecodeFailed, VideoError
 from caan.extraction.config import SegmentConfig
+from caan.extraction.images import crop_frame, frame_row, segment_columns
 from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
-from caan.extraction.pictures import crop_frame, frame_row, segment_columns
 from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import DetectorConfig, Face
 from caan.media.grid import Frame
 from caan.media.sampling import KeyFrame, key_frames, sample_frames
 from caan.people.face_embedding import dlib_embedder
-from caan.schema import PICTURES_SCHEMA, table_of
+from caan.schema import IMAGES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
 from caan.storage.paths import is_s3
 
@@ -54,7 +54,7 @@ def warm_up(config: SegmentConfig) -> None:
 
 
 def read_segment(request: dict[str, Any], config: SegmentConfig, path: str) -> CascadeCounts | None:
-    """Decode a segment and write its row of PICTURES_SCHEMA as an Arrow IPC file to `path`.
+    """Decode a segment and write its row of IMAGES_SCHEMA as an Arrow IPC file to `path`.
 
     `request` is a row of the plan whose `source` is the local path or s3:// object to read. The
     row's status is `ok`, `no_face`, or `partial` where the file breaks off after some frames.
@@ -114,7 +114,7 @@ def _frames_of(
 
 
 def _is_full(chunk: Sequence[Frame | KeyFrame]) -> bool:
-    image = chunk[-1].picture
+    image = chunk[-1].image
     assert image is not None
     return len(chunk) * image.size // 3 >= CHUNK_PIXELS or len(chunk) >= CHUNK_FRAMES
 
@@ -141,27 +141,27 @@ class SegmentImages:
             for frame in chunk:
                 self._add_whole(frame)
         else:
-            found = _detector(self.config.detector).detect([frame.picture for frame in chunk])
+            found = _detector(self.config.detector).detect([frame.image for frame in chunk])
             for frame, faces in zip(chunk, found, strict=True):
                 self._add_crops(frame, faces)
         self.seconds_detect += time.perf_counter() - start
 
     def _add_whole(self, frame: Frame) -> None:
-        height, width = frame.picture.shape[:2]
+        height, width = frame.image.shape[:2]
         scale = min(1.0, self.config.detect_size_pixels / max(height, width))
-        small = frame.picture
+        small = frame.image
         if scale < 1.0:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            small = cv2.resize(frame.picture, size, interpolation=cv2.INTER_AREA)
-        context = resize_context(frame.picture)
+            small = cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
+        context = resize_context(frame.image)
         row = frame_row(frame.frame_index, frame.pts_seconds, context, small)
         self.frames.append(row | {"scale": small.shape[0] / height})
 
     def _add_crops(self, frame: Frame, faces: list[Face]) -> None:
-        context = resize_context(frame.picture)
+        context = resize_context(frame.image)
         row = frame_row(frame.frame_index, frame.pts_seconds, context)
         marked_box = self.request["face_box"]
-        self.faces += crop_frame(row, frame.picture, faces, self.config, marked_box, context)
+        self.faces += crop_frame(row, frame.image, faces, self.config, marked_box, context)
         self.frames.append(row)
 
     def table(self, error: str | None) -> pa.Table:
@@ -182,7 +182,7 @@ class SegmentImages:
                     "faces": self.faces,
                 }
             ],
-            PICTURES_SCHEMA,
+            IMAGES_SCHEMA,
         )
 
 
@@ -225,7 +225,7 @@ class SegmentLooks:
             cell_seconds=LOOK_SECONDS,
         ):
             self.seconds_decode += time.perf_counter() - start
-            if frame.picture is None:
+            if frame.image is None:
                 end_seconds = frame.pts_seconds
                 if end_seconds < math.inf:
                     self.end_index = min(self.end_index, int(end_seconds * fps + 1e-6) + 1)
@@ -244,7 +244,7 @@ class SegmentLooks:
             return
         start = time.perf_counter()
         assert self.config.look_detector is not None
-        images = [frame.picture for frame in chunk if frame.picture is not None]
+        images = [frame.image for frame in chunk if frame.image is not None]
         found = _detector(self.config.look_detector).detect(images)
         for frame, image, faces in zip(chunk, images, found, strict=True):
             self.looks.append((frame.pts_seconds, bool(faces)))

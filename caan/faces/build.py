@@ -53,7 +53,7 @@ DETECTORS: dict[str, DetectorKind] = {
     #   large faces tilted by 30 degrees       above 0.85
     #   heads in profile or from behind        mostly below 0.75, at most 0.83
     #   a cartoon rabbit                       up to 0.87
-    #   pictures without people                no face
+    #   images without people                no face
     # Lone faces, measured on 27 real clips at 2 frames per second: false faces came alone and
     # scored 0.80 to 0.82; faces of people scored 0.84 and more, and were hardly ever alone.
     "libfacedetection": DetectorKind(

@@ -19,7 +19,7 @@ class Face:
     """One detection."""
 
     box: Box
-    """x0, y0, x1, y1 in pixels of the picture given."""
+    """x0, y0, x1, y1 in pixels of the image given."""
     score: float
     """The detector's confidence, 0..1; not comparable between detectors."""
 
@@ -34,9 +34,9 @@ class DetectorConfig:
     min_score: float | None = None
     """Lowest score that counts as a face, 0..1; none: the detector's own (`DETECTORS`)."""
     detect_size_pixels: int = 640
-    """Longest side of the picture that the detector sees; larger pictures are shrunk to it."""
+    """Longest side of the image that the detector sees; larger images are shrunk to it."""
     max_enlargement: float = 2.0
-    """Largest factor by which a picture below `detect_size_pixels` is enlarged to it; 1: never. In
+    """Largest factor by which an image below `detect_size_pixels` is enlarged to it; 1: never. In
     small clips, factor 2 raises libfacedetection's lowest scores of faces of 20-40 pixels from
     0.75 to 0.80."""
     weights: str = ""
@@ -44,7 +44,7 @@ class DetectorConfig:
     ($DEEPFACE_HOME/.deepface/weights/retinaface.pth, DEEPFACE_HOME being the home folder). Of
     faster_rcnn: what jobs.finetune wrote."""
     batch_size: int = 8
-    """Pictures per pass of the network of retinaface or faster_rcnn."""
+    """Images per pass of the network of retinaface or faster_rcnn."""
 
 
 class Detector(Protocol):
@@ -53,15 +53,15 @@ class Detector(Protocol):
     identity: str
     """Detector, version and the hash of its weights if it has a file of them."""
 
-    def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
-        """Faces per picture, boxes inside the picture, best score first."""
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """Faces per image, boxes inside the image, best score first."""
 
 
-def faces_in_picture(
-    boxes: np.ndarray, scores: np.ndarray, seen: np.ndarray, picture: np.ndarray
+def faces_in_image(
+    boxes: np.ndarray, scores: np.ndarray, seen: np.ndarray, image: np.ndarray
 ) -> list[Face]:
-    """Faces in pixels of `picture`, clipped to it, from boxes [N, 4] in pixels of `seen`."""
-    height, width = picture.shape[:2]
+    """Faces in pixels of `image`, clipped to it, from boxes [N, 4] in pixels of `seen`."""
+    height, width = image.shape[:2]
     scale = np.tile([width / seen.shape[1], height / seen.shape[0]], 2)
     boxes = np.clip(boxes * scale, 0, [width, height, width, height])
     faces = [
@@ -96,7 +96,7 @@ def _area(face: Face) -> float:
 def select_faces(
     faces: Sequence[Face], policy: Policy, marked_box: Box | None = None, max_faces: int = 4
 ) -> list[Face]:
-    """The faces of one picture that `policy` chooses.
+    """The faces of one image that `policy` chooses.
 
     `main`: the largest box, of equal ones the better score. `marked`: the one that overlaps
     `marked_box` most (IoU), none if none does. `all`: up to `max_faces`, by area times score.

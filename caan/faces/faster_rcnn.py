@@ -22,21 +22,21 @@ from caan.backbones.build import IMAGENET_MOBILENET
 from caan.backbones.weights import ready_weights, save_weights
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
-from caan.faces.detection import DetectorConfig, Face, faces_in_picture, iou
+from caan.faces.detection import DetectorConfig, Face, faces_in_image, iou
 
 NETWORKS = ("resnet50", "mobilenet")
-"""resnet50: torchvision's fasterrcnn_resnet50_fpn, 41 million weights and 207 GMAC for a picture of
+"""resnet50: torchvision's fasterrcnn_resnet50_fpn, 41 million weights and 207 GMAC for an image of
 640x360. mobilenet: the same over MobileNetV2, 19 million weights and 36 GMAC."""
 
 RATIOS = (1.0, 1.4)
 """Height over width of the anchors: faces stand upright."""
 
 MIN_BOX_PIXELS = 6.0
-"""Smallest side of a face that is trained on, in pixels of the picture that the detector sees."""
+"""Smallest side of a face that is trained on, in pixels of the image that the detector sees."""
 
 
 def build_network(network: str, *, learns_norms: bool = False) -> FasterRCNN:
-    """The network with random weights; pictures go through it at the size they have.
+    """The network with random weights; images go through it at the size they have.
 
     Batch norms are frozen, as with weights that were trained elsewhere; `learns_norms` makes them
     ordinary ones, which training from nothing needs.
@@ -148,39 +148,39 @@ class FasterRcnnDetector:
         name = found.metadata["network"]
         self.identity = f"faster_rcnn:{name}:sha256:{found.sha256[:16]}"
 
-    def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
-        """Faces per picture, best score first."""
-        seen = [resize_for_detector(picture, self._config) for picture in pictures]
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """Faces per image, best score first."""
+        seen = [resize_for_detector(image, self._config) for image in images]
         faces: list[list[Face]] = []
         # On a CPU a batch saves no time, and the decoding child has little memory (1.5 GB with one
-        # picture of 640x360 and ResNet-50).
+        # image of 640x360 and ResNet-50).
         size = 1 if self._device == "cpu" else self._config.batch_size
         for start in range(0, len(seen), size):
             some = slice(start, start + size)
             outputs = run_network(self._network, seen[some], self._device)
-            for (boxes, scores), small, picture in zip(
-                outputs, seen[some], pictures[some], strict=True
+            for (boxes, scores), small, image in zip(
+                outputs, seen[some], images[some], strict=True
             ):
                 keep = scores >= self._min_score
-                faces.append(faces_in_picture(boxes[keep], scores[keep], small, picture))
+                faces.append(faces_in_image(boxes[keep], scores[keep], small, image))
         return faces
 
 
 @torch.inference_mode()
 def run_network(
-    network: FasterRCNN, pictures: Sequence[np.ndarray], device: str | torch.device
+    network: FasterRCNN, images: Sequence[np.ndarray], device: str | torch.device
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Boxes [N, 4] and scores [N] of each uint8 RGB picture, by a network in evaluation mode."""
-    outputs = network([to_input(picture).to(device) for picture in pictures])
+    """Boxes [N, 4] and scores [N] of each uint8 RGB image, by a network in evaluation mode."""
+    outputs = network([to_input(image).to(device) for image in images])
     return [
         (found["boxes"].double().cpu().numpy(), found["scores"].double().cpu().numpy())
         for found in outputs
     ]
 
 
-def to_input(picture: np.ndarray) -> Tensor:
-    """A uint8 [H, W, 3] RGB picture as the network takes it: float [3, H, W] in 0..1."""
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
+def to_input(image: np.ndarray) -> Tensor:
+    """A uint8 [H, W, 3] RGB image as the network takes it: float [3, H, W] in 0..1."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
 
 
 class DetectorLoss(nn.Module):
@@ -190,9 +190,9 @@ class DetectorLoss(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
         """The batch's loss, a scalar."""
-        return torch.stack(list(self.network(pictures, targets).values())).sum()
+        return torch.stack(list(self.network(images, targets).values())).sum()
 
 
 def average_precision(
@@ -200,7 +200,7 @@ def average_precision(
     truth: Sequence[np.ndarray],
     min_iou: float = 0.5,
 ) -> float:
-    """Area under precision over recall, 0..1, of (boxes, scores) per picture against true boxes.
+    """Area under precision over recall, 0..1, of (boxes, scores) per image against true boxes.
 
     Every true box counts once, for the best-scored detection that overlaps it by `min_iou`.
 

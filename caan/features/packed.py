@@ -30,7 +30,7 @@ class PackedVideos:
     pts_seconds_N: np.ndarray
     """Seconds since the video's first frame, float64."""
     boxes_N4: np.ndarray
-    """Face boxes x0, y0, x1, y1 in pixels of the full-size picture, float32; NaN without a face."""
+    """Face boxes x0, y0, x1, y1 in pixels of the full-size image, float32; NaN without a face."""
     starts_V: np.ndarray
     """First row of each video, int64."""
     counts_V: np.ndarray

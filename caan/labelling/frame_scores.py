@@ -45,10 +45,10 @@ class FrameScorer:
         self.explains_context = model.head.modalities == ("face", "context")
 
     @torch.inference_mode()
-    def __call__(self, table: pa.Table, pictures: pa.Table | None = None) -> pa.Table:
+    def __call__(self, table: pa.Table, images: pa.Table | None = None) -> pa.Table:
         """`features_schema` -> `segment_scores_schema`, one row per segment.
 
-        `pictures` is the table that the features were made from. Its histograms and dlib vectors
+        `images` is the table that the features were made from. Its histograms and dlib vectors
         are copied to the result; without it those columns are null.
         """
         frames, frame_offsets = flat_list(table["frames"])
@@ -76,16 +76,16 @@ class FrameScorer:
             rows,
             self._maps(table),
         )
-        known = None if pictures is None else flat_list(pictures["frames"])[0].field("histogram")
+        known = None if images is None else flat_list(images["frames"])[0].field("histogram")
         return self._table(table, frames, frame_offsets, faces, frame_index[shown], face_of, rows,
-                           encoded, blind, self._appearance(faces, pictures), known)  # fmt: skip
+                           encoded, blind, self._appearance(faces, images), known)  # fmt: skip
 
-    def _appearance(self, faces: pa.StructArray, pictures: pa.Table | None) -> pa.Array:
+    def _appearance(self, faces: pa.StructArray, images: pa.Table | None) -> pa.Array:
         """The appearance vector of each face, or null."""
         if self.face_embedding == "vggface":
             return vector_array(shorten_fc6(numbers(faces.field("face_vector"))))
-        if self.face_embedding == "dlib" and pictures is not None:
-            return flat_list(pictures["faces"])[0].field("appearance_vector")
+        if self.face_embedding == "dlib" and images is not None:
+            return flat_list(images["faces"])[0].field("appearance_vector")
         return pa.nulls(len(faces), pa.list_(pa.float16(), APPEARANCE_DIMS[self.face_embedding]))
 
     def _encode(
@@ -228,5 +228,5 @@ class SegmentScorer:
         return self.embedder.take_counts()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PICTURES_SCHEMA -> `segment_scores_schema`, one row per segment."""
+        """IMAGES_SCHEMA -> `segment_scores_schema`, one row per segment."""
         return self.scorer(self.embedder(table), table)

@@ -93,10 +93,10 @@ def write_preview(
             open_source(path), fps=float(rate), max_side_pixels=config.max_side_pixels, probe=about
         ):
             seconds = frame.frame_index / float(rate)
-            picture = draw_people(_sized(frame.picture, scale, size), people, seconds, scale)
+            image = draw_people(_sized(frame.image, scale, size), people, seconds, scale)
             if num_frames == 0:
-                stream.width, stream.height = picture.width, picture.height
-            encoded = av.VideoFrame.from_image(picture)
+                stream.width, stream.height = image.width, image.height
+            encoded = av.VideoFrame.from_image(image)
             encoded.pts = num_frames
             encoded.time_base = 1 / rate
             container.mux(stream.encode(encoded))
@@ -105,12 +105,12 @@ def write_preview(
     return num_frames
 
 
-def _sized(picture: np.ndarray, scale: float, size: tuple[int, int]) -> Image.Image:
+def _sized(image: np.ndarray, scale: float, size: tuple[int, int]) -> Image.Image:
     """The image, enlarged to `size` if `scale` is above 1; its sides are even, as H.264 needs."""
     if scale > 1.0:
-        return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
-    height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-    return Image.fromarray(np.ascontiguousarray(picture[:height, :width]))
+        return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    return Image.fromarray(np.ascontiguousarray(image[:height, :width]))
 
 
 def draw_people(
@@ -151,21 +151,21 @@ def draw_people(
 
 
 def _free_place(
-    box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
+    box: Rectangle, size: tuple[float, float], image: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
     """Place for a label of this size: next to its box, without overlap with `taken` if possible."""
     width, height = size
-    most = max(0.0, picture[0] - width)
+    most = max(0.0, image[0] - width)
     lefts = [min(max(0.0, left), most) for left in (box[0] - 1, box[2] + 1 - width)]
     above, below = box[1] - height - 2, box[3] + 3
     tops = [above, below, *(above - (height + 2) * n for n in (1, 2))]
     tops += [below + (height + 2) * n for n in (1, 2)]
     places = [(left, top, left + width, top + height) for top in tops for left in lefts]
-    inside = [p for p in places if p[1] >= 0 and p[3] <= picture[1]]
+    inside = [p for p in places if p[1] >= 0 and p[3] <= image[1]]
     for place in inside:
         if not any(_overlap(place, other) for other in taken):
             return place
-    top = min(max(0.0, above), max(0.0, picture[1] - height))
+    top = min(max(0.0, above), max(0.0, image[1] - height))
     return inside[0] if inside else (lefts[0], top, lefts[0] + width, top + height)
 
 

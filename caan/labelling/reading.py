@@ -12,7 +12,7 @@ from caan.models.checkpoint import BACKBONE_FILE, ModelInfo
 from caan.people.config import FaceEmbeddingConfig, face_embedding_name
 from caan.people.face_embedding import dlib_embedder
 
-SEGMENT_PICTURES = 640
+SEGMENT_IMAGES = 640
 """Most images of 224x224 in one row between the stages (96 MB)."""
 
 
@@ -58,7 +58,7 @@ def extraction_of(options: ReadingOptions, info: ModelInfo, folder: str) -> Extr
     if found.max_faces_per_frame < 1:
         raise InputError(f"--max-faces-per-frame {found.max_faces_per_frame} must be at least 1.")
     # Labels do not depend on the segments' length; rows of images must stay small.
-    most = max(1, SEGMENT_PICTURES // (1 + found.max_faces_per_frame))
+    most = max(1, SEGMENT_IMAGES // (1 + found.max_faces_per_frame))
     return dataclasses.replace(found, segment_frames=min(found.segment_frames, most))
 
 

@@ -57,7 +57,7 @@ def decord_frames(reader: MediaFile, grid: Grid, converter: RgbConverter) -> Ite
         except (decord.DECORDError, StopIteration) as error:
             raise DecodeFailed(f"decord cannot decode frame {wanted}") from error
         yield Frame(
-            frame_index=index, pts_seconds=grid.seconds_of(pts), picture=image, decoder="decord"
+            frame_index=index, pts_seconds=grid.seconds_of(pts), image=image, decoder="decord"
         )
 
 

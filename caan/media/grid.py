@@ -21,7 +21,7 @@ class Frame:
     """k of the grid: the image shown at k / fps seconds."""
     pts_seconds: float
     """The image's own presentation time since the video's first image: at most k / fps."""
-    picture: np.ndarray
+    image: np.ndarray
     """uint8 [H, W, 3], RGB, upright."""
     decoder: Decoder = "pyav"
     """Library that decoded it."""

@@ -148,7 +148,7 @@ class KeyFrame:
     """The first grid index whose time is at or after it."""
     pts_seconds: float
     """Its presentation time since the video's first image."""
-    picture: np.ndarray | None
+    image: np.ndarray | None
     """uint8 [H, W, 3], RGB, upright. None in the last item, which is no key frame: its time is the
     video's end, or infinity if that is after the requested range."""
 
@@ -186,14 +186,14 @@ def key_frames(
                 yield KeyFrame(
                     frame_index=grid.index_at(pts),
                     pts_seconds=grid.seconds_of(pts),
-                    picture=converter.convert(image),
+                    image=converter.convert(image),
                 )
             if pts > limit_pts:
                 end = math.inf if image is None else grid.seconds_of(pts)
-                yield KeyFrame(frame_index=grid.index_at(pts), pts_seconds=end, picture=None)
+                yield KeyFrame(frame_index=grid.index_at(pts), pts_seconds=end, image=None)
                 return
         end = grid.seconds_of(last_pts)
-        yield KeyFrame(frame_index=grid.index_at(last_pts), pts_seconds=end, picture=None)
+        yield KeyFrame(frame_index=grid.index_at(last_pts), pts_seconds=end, image=None)
 
 
 def decode_at(
@@ -229,4 +229,4 @@ def _pyav_frames(reader: MediaFile, grid: Grid, converter: RgbConverter) -> Iter
     for index, pts, frame in grid.select(decoded):
         if last is None or last[0] is not frame:
             last = frame, converter.convert(frame)
-        yield Frame(frame_index=index, pts_seconds=grid.seconds_of(pts), picture=last[1])
+        yield Frame(frame_index=index, pts_seconds=grid.seconds_of(pts), image=last[1])

@@ -41,21 +41,21 @@ class DlibEmbedder:
         self._network = DlibResNet(network)
         self._landmarks = dlib.shape_predictor(landmarks)
 
-    def __call__(self, picture: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+    def __call__(self, image: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
         """Vectors float32 [N, 128] of the faces in these boxes of an image uint8 [H, W, 3] RGB.
 
         Euclidean distances are mostly below 0.5 for one person and above it for two people.
         """
         if not boxes:
             return np.zeros((0, DLIB_DIM), np.float32)
-        picture = np.ascontiguousarray(picture)
-        return self._network(np.array([self._chip(picture, box) for box in boxes]))
+        image = np.ascontiguousarray(image)
+        return self._network(np.array([self._chip(image, box) for box in boxes]))
 
-    def _chip(self, picture: np.ndarray, box: Box) -> Any:
+    def _chip(self, image: np.ndarray, box: Box) -> Any:
         """The aligned face, uint8 [150, 150, 3]."""
         rectangle = self._dlib.rectangle(*(round(value) for value in box))
-        landmarks = self._landmarks(picture, rectangle)
-        return self._dlib.get_face_chip(picture, landmarks, CHIP_PIXELS)
+        landmarks = self._landmarks(image, rectangle)
+        return self._dlib.get_face_chip(image, landmarks, CHIP_PIXELS)
 
 
 @lru_cache(maxsize=1)
@@ -73,14 +73,14 @@ def face_embeddings(
     fps: float,
     frame_index: int,
     faces: Sequence[Face],
-    picture: np.ndarray,
+    image: np.ndarray,
 ) -> list[np.ndarray | None]:
-    """Vector float16 [128] of each face of a frame, or None; boxes are in pixels of `picture`."""
+    """Vector float16 [128] of each face of a frame, or None; boxes are in pixels of `image`."""
     vectors: list[np.ndarray | None] = [None] * len(faces)
     if config is None or config.name != "dlib" or frame_index % config.frame_step(fps):
         return vectors
     large = [n for n, face in enumerate(faces) if _side(face.box) >= config.min_face_pixels]
-    found = dlib_embedder()(picture, [faces[n].box for n in large])
+    found = dlib_embedder()(image, [faces[n].box for n in large])
     for n, vector in zip(large, found, strict=True):
         vectors[n] = vector.astype(np.float16)
     return vectors

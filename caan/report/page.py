@@ -260,7 +260,7 @@ def strip_data(frames: Sequence[StripFrame]) -> list[dict[str, Any]]:
     """A strip's frames as JSON values, with the images as JPEG `data:` URLs."""
     return [
         {
-            "picture": None if frame.picture is None else _jpeg_address(frame.picture),
+            "picture": None if frame.image is None else _jpeg_address(frame.image),
             "time": round(frame.pts_seconds, 3),
             "score": frame.emotion_score,
             "label": frame.label,
@@ -293,9 +293,9 @@ def _thousandths(value: float | None) -> int | None:
     return None if value is None else round(1000 * float(value))
 
 
-def _jpeg_address(picture: np.ndarray) -> str:
+def _jpeg_address(image: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=80)
+    Image.fromarray(image).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -137,7 +137,7 @@ def strip_plot(frames: Sequence[StripFrame], title: str) -> bytes:
     The bars are scaled to the strip's highest score, because the weights of a long video are small.
     Source: the paper's Figure 5.
     """
-    shapes = [frame.picture.shape for frame in frames if frame.picture is not None]
+    shapes = [frame.image.shape for frame in frames if frame.image is not None]
     aspect = shapes[0][0] / shapes[0][1] if shapes else 0.5625
     height = 1.5 * aspect
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02)
@@ -149,7 +149,7 @@ def strip_plot(frames: Sequence[StripFrame], title: str) -> bytes:
     highest = max((frame.emotion_score for frame in frames), default=0.0) or 1.0
     for column, frame in enumerate(frames):
         top, bottom = grid[0, column], grid[1, column]
-        _draw_picture(top, frame)
+        _draw_image(top, frame)
         colour = EMOTION_COLOURS.get(frame.label, OTHER_COLOUR)
         bottom.barh([0], [1], 0.5, color="#e8eaed")
         bottom.barh([0], [frame.emotion_score / highest], 0.5, color=colour)
@@ -161,17 +161,17 @@ def strip_plot(frames: Sequence[StripFrame], title: str) -> bytes:
     return _png(figure)
 
 
-def _draw_picture(axes: Axes, frame: StripFrame) -> None:
+def _draw_image(axes: Axes, frame: StripFrame) -> None:
     axes.set_title(f"{frame.pts_seconds:.1f} s", fontsize=8, color=MUTED, pad=2)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    if frame.picture is None:
+    if frame.image is None:
         axes.set_facecolor("#eef0f2")
         axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=8, color=MUTED,
                   transform=axes.transAxes)  # fmt: skip
         return
-    height, width = frame.picture.shape[:2]
-    axes.imshow(frame.picture)
+    height, width = frame.image.shape[:2]
+    axes.imshow(frame.image)
     if frame.box is not None:
         x0, y0, x1, y1 = frame.box
         axes.add_patch(

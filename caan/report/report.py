@@ -43,7 +43,7 @@ def write_report(
     figures["split"] = config.split
     figures["is_complete"] = bool(label_run.run.get("is_complete", True))
     figures["random_weights"] = random_weights(label_run)
-    write_pictures(output, videos, figures)
+    write_plots(output, videos, figures)
     strips = write_strips(output, videos, label_run, emotions, config)
     storage.write_bytes(storage.join(output, "labels.csv"), labels_csv(videos, emotions).encode())
     storage.write_bytes(
@@ -72,12 +72,12 @@ def random_weights(label_run: LabelRun) -> list[str]:
     return sorted(found)
 
 
-def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[str, Any]) -> None:
-    """Write the PNG plots for these figures, and list their names in `figures["pictures"]`."""
+def write_plots(output: str, videos: Sequence[EvaluatedVideo], figures: dict[str, Any]) -> None:
+    """Write the PNG plots for these figures, and list their names in `figures["images"]`."""
     from caan.report import plots
 
     predictions = [video for video in videos if video.predicted is not None]
-    pictures = {
+    images = {
         "labels.png": plots.distribution_plot(
             {name: n for name, n in figures["labels"].items() if n or name != UNCERTAIN}
         ),
@@ -87,15 +87,15 @@ def write_pictures(output: str, videos: Sequence[EvaluatedVideo], figures: dict[
         summary = figures["all_videos"]
         bins = [ReliabilityBin(**_filled(part)) for part in figures["reliability"]]
         matrix = np.array(summary["confusion_matrix"])
-        pictures["confusion.png"] = plots.confusion_plot(matrix, summary["emotions"])
-        pictures["per_emotion.png"] = plots.per_emotion_plot(summary["per_emotion"])
+        images["confusion.png"] = plots.confusion_plot(matrix, summary["emotions"])
+        images["per_emotion.png"] = plots.per_emotion_plot(summary["per_emotion"])
         if figures["expected_calibration_error"] is not None:
-            pictures["reliability.png"] = plots.reliability_plot(
+            images["reliability.png"] = plots.reliability_plot(
                 bins, figures["expected_calibration_error"]
             )
-    for name, content in pictures.items():
+    for name, content in images.items():
         storage.write_bytes(storage.join(output, name), content)
-    figures["pictures"] = sorted(pictures)
+    figures["pictures"] = sorted(images)
 
 
 def _filled(part: Mapping[str, Any]) -> dict[str, Any]:

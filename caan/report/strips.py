@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class StripFrame:
     """One frame of a strip: its image and what the head gives for it."""
 
-    picture: np.ndarray | None
+    image: np.ndarray | None
     """uint8 [H, W, 3] RGB, upright; None if the image could not be decoded."""
     pts_seconds: float
     """Presentation time since the video's start."""
@@ -60,19 +60,19 @@ class StripMaker:
         highest = max(range(len(scores)), key=lambda i: scores[i]["emotion_score"] or 0.0)
         places[int(np.argmin([abs(place - highest) for place in places]))] = highest
         shown = [scores[i] for i in places]
-        pictures = self.pictures(row, [score["pts_seconds"] for score in shown])
+        images = self.images(row, [score["pts_seconds"] for score in shown])
         return [
             StripFrame(
-                picture=picture,
+                image=image,
                 pts_seconds=score["pts_seconds"],
                 emotion_score=score["emotion_score"] or 0.0,
                 label=most_probable(score),
                 box=_relative_box(score["box"], row),
             )
-            for score, picture in zip(shown, pictures, strict=True)
+            for score, image in zip(shown, images, strict=True)
         ]
 
-    def pictures(
+    def images(
         self, row: Mapping[str, Any], times_seconds: Sequence[float]
     ) -> list[np.ndarray | None]:
         """Images uint8 [H, W, 3] RGB of a manifest row at these times.

@@ -1,7 +1,9 @@
-"""Random changes of small grey face images, for the differences of FER2013 to crops of real videos.
+"""Augment the grey faces of FER2013 so that they resemble face crops of real videos.
 
-All functions take and return float32 [B, 1, H, W] in 0..255. They draw from torch's global
-generators and compute on the device of the faces.
+Functions take and return float32 [B, 1, H, W] in 0..255 on the device of the faces, and draw from
+torch's global generators.
+
+Source: our choice, unless a function names one.
 """
 
 import math
@@ -24,16 +26,21 @@ def _chosen(faces: Tensor, share: float) -> Tensor:
 
 
 def _between(low: float, high: float) -> float:
-    # on the CPU: a value of a GPU would have to be waited for
+    # Drawn on the CPU: reading a value back from a GPU would stall it.
     return float(torch.rand(())) * (high - low) + low
 
 
 def warp(faces_B1HW: Tensor, size_pixels: int, strength: float) -> Tensor:
-    """Crop faces again: tighter or looser, shifted, turned, mirrored, seen from the side.
+    """Resample faces: scaled, shifted, rotated, mirrored and tilted in depth.
 
-    A detector's box, enlarged 1.2 times and made square, has 0.85 to 1.45 times the side of a
-    FER2013 image. The area outside the image is filled by repeating its edge, with a flat grey, or
-    with a part of another image.
+    Scales are 0.8 to 1.5 at strength 1, because a detector's box, enlarged 1.2 times and made
+    square, has 0.85 to 1.45 times the side of a FER2013 image. The area outside an image repeats
+    its edge, is one grey, or is a part of another face.
+
+    Args:
+        faces_B1HW: faces of at least 24x24 pixels.
+        size_pixels: side of the images returned.
+        strength: factor on the ranges; mirroring and filling do not depend on it.
     """
     scale = torch.exp(_uniform(faces_B1HW, math.log(0.8), math.log(1.5)) * strength)
     stretch = torch.exp(_normal(faces_B1HW) * 0.06 * strength)
@@ -65,7 +72,10 @@ def warp(faces_B1HW: Tensor, size_pixels: int, strength: float) -> Tensor:
 
 
 def lose_detail(faces_B1HW: Tensor) -> Tensor:
-    """Lower the resolution, blur, or sharpen (real crops are sharper than 48-pixel images)."""
+    """Lower the resolution of 2 eighths of the faces, blur 1 and sharpen 2.
+
+    Sharpening is there because real crops are sharper than images of 48 pixels.
+    """
     side = faces_B1HW.shape[-1]
     order = torch.randperm(len(faces_B1HW), device=faces_B1HW.device).chunk(8)
     faces = faces_B1HW.clone()
@@ -85,7 +95,7 @@ def lose_detail(faces_B1HW: Tensor) -> Tensor:
 
 
 def blur(faces_B1HW: Tensor, sigma_pixels: float) -> Tensor:
-    """Blur faces with a Gaussian."""
+    """Blur faces with a Gaussian of standard deviation `sigma_pixels`."""
     radius = max(1, round(2.5 * sigma_pixels))
     line = torch.arange(-radius, radius + 1, device=faces_B1HW.device)
     kernel = torch.exp(-0.5 * (line / sigma_pixels) ** 2)
@@ -97,7 +107,7 @@ def blur(faces_B1HW: Tensor, sigma_pixels: float) -> Tensor:
 
 
 def relight(faces_B1HW: Tensor) -> Tensor:
-    """Change the light: gamma, contrast, light from a side, darkness."""
+    """Change gamma, contrast and brightness; light some faces from a side, and darken some."""
     side = faces_B1HW.shape[-1]
     gamma = torch.exp(_normal(faces_B1HW) * 0.35)[:, None, None, None]
     faces = (faces_B1HW / 255).clamp(1e-4) ** gamma
@@ -114,7 +124,10 @@ def relight(faces_B1HW: Tensor) -> Tensor:
 
 
 def compress(faces_B1HW: Tensor) -> Tensor:
-    """Add the artefacts of a video codec: noise, and 8x8 blocks with coarse coefficients."""
+    """Add noise to half of the faces and the artefacts of a codec to a quarter.
+
+    The artefacts are DCT coefficients of 8x8 blocks in coarse steps; H = W, a multiple of 8.
+    """
     count, _, side, _ = faces_B1HW.shape
     device = faces_B1HW.device
     level = _uniform(faces_B1HW, 0, 6) * _chosen(faces_B1HW, 0.5)
@@ -133,7 +146,7 @@ def compress(faces_B1HW: Tensor) -> Tensor:
 
 
 def cover(faces_B1HW: Tensor, share: float) -> Tensor:
-    """Cover a rectangle of a share of the faces with grey, noise or another face."""
+    """Cover a rectangle of a share (0..1) of the faces with grey, noise or another face."""
     side = faces_B1HW.shape[-1]
     line = torch.arange(side, device=faces_B1HW.device)
     width = _uniform(faces_B1HW, 0.12, 0.5) * side
@@ -152,9 +165,14 @@ def cover(faces_B1HW: Tensor, share: float) -> Tensor:
 
 
 def augment(faces_B1HW: Tensor, size_pixels: int, strength: float = 1.0) -> Tensor:
-    """Training images float [B, 1, size, size] in 0..255 from faces [B, 1, 48, 48].
+    """Augment a batch of faces [B, 1, 48, 48] to training images [B, 1, size, size].
 
-    The first third of the batch changes only a little.
+    The first third is only warped, at 0.35 of `strength`; the rest gets every change.
+
+    Args:
+        faces_B1HW: faces of FER2013.
+        size_pixels: side of the images returned; a multiple of 8.
+        strength: factor on the ranges of `warp` and on the share of covered faces.
     """
     count = len(faces_B1HW)
     plain = count // 3
@@ -165,10 +183,12 @@ def augment(faces_B1HW: Tensor, size_pixels: int, strength: float = 1.0) -> Tens
 
 
 def blend(faces_B1HW: Tensor, chosen_share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Blend a share of the faces with another face of the batch (mixup).
+    """Blend a share of the faces, `chosen_share` in 0..1, with another face of the batch (mixup).
 
-    Returns the faces, the share [B] of the face itself in each (0.55 to 1), and the index [B] of
-    the other face. Source: Zhang et al. 2018; the range is our choice.
+    Returns:
+        The faces; the weight [B] of each face itself, 0.55 to 1; the index [B] of the other face.
+
+    Source: Zhang et al. 2018, mixup; the range of the weight is our choice.
     """
     partner = torch.randperm(len(faces_B1HW), device=faces_B1HW.device)
     share = torch.where(_chosen(faces_B1HW, chosen_share), _uniform(faces_B1HW, 0.55, 1.0), 1.0)

@@ -109,7 +109,7 @@ def drawn_faces(labels: Tensor, balance: float, batch: int) -> Iterator[Tensor]:
     """
     members = [torch.nonzero(labels == k).flatten() for k in range(len(EMOTIONS))]
     counts = torch.tensor([len(faces) for faces in members], dtype=torch.float)
-    counts[EMOTIONS.index("disgust")] /= 9  # its pictures are about 9 copies of each other
+    counts[EMOTIONS.index("disgust")] /= 9  # its images are about 9 copies of each other
     shares = counts**balance / (counts**balance).sum()
     device = labels.device
     while True:
@@ -157,13 +157,11 @@ def calibrate(network: StarterFace, faces: Tensor, labels: Tensor) -> None:
     told = labels != EMOTIONS.index("disgust")
     faces, labels = faces[told].float(), labels[told]
     with torch.no_grad():
-        pictures = [standardise(functional.interpolate(
+        images = [standardise(functional.interpolate(
             part, size=(INPUT_SIZE_PIXELS, INPUT_SIZE_PIXELS), mode="bilinear", antialias=True,
         )) for part in faces[::2].split(128)]  # fmt: skip
-        pictures += [
-            standardise(augment(part, INPUT_SIZE_PIXELS)) for part in faces[1::2].split(128)
-        ]
-        logits = torch.cat([network.classifier(network.embed(part)) for part in pictures])
+        images += [standardise(augment(part, INPUT_SIZE_PIXELS)) for part in faces[1::2].split(128)]
+        logits = torch.cat([network.classifier(network.embed(part)) for part in images])
         right = torch.cat([labels[::2], labels[1::2]])
         choices = torch.linspace(0.3, 3.0, 136)
         losses = [float(functional.cross_entropy(logits / t, right)) for t in choices.tolist()]
@@ -241,11 +239,11 @@ def fit(
         if progress >= 1:
             return averaged
         index = next(draws)
-        pictures = augment(faces[index].float(), INPUT_SIZE_PIXELS, config.strength)
-        pictures, share, partner = blend(pictures, config.blended)
-        seen = Seen(standardise(pictures), torch.stack([index, index[partner]]), share)
+        images = augment(faces[index].float(), INPUT_SIZE_PIXELS, config.strength)
+        images, share, partner = blend(images, config.blended)
+        seen = Seen(standardise(images), torch.stack([index, index[partner]]), share)
         with torch.autocast(faces.device.type, torch.bfloat16, enabled=has_bf16):
-            logits = learner(seen.pictures).float()
+            logits = learner(seen.images).float()
             wanted = teaching.targets(seen, progress)
         loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
         optimiser.zero_grad()
@@ -287,17 +285,17 @@ def train(config: RecipeConfig) -> Path:
     (config.output / "state").mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     faces, labels = (part.to(config.device) for part in load_faces(config.faces, "train"))
-    pictures, answers = (part.to(config.device) for part in load_faces(config.faces, "val"))
+    images, answers = (part.to(config.device) for part in load_faces(config.faces, "val"))
     start = config.start or config.output / "unrefined.safetensors"
     if not config.start:
-        network = _taught(config, faces, labels, (pictures, answers))
+        network = _taught(config, faces, labels, (images, answers))
         torch.manual_seed(config.seed)
-        calibrate(network, pictures, answers)
-        _log(config, "not refined", evaluate(network, pictures, answers))
+        calibrate(network, images, answers)
+        _log(config, "not refined", evaluate(network, images, answers))
         _save(network, start)
     network = StarterFace(start).to(config.device)
     if config.refine_steps:
-        network = _refined(config, network, (faces, labels), (pictures, answers))
+        network = _refined(config, network, (faces, labels), (images, answers))
     weights = config.output / "starter_face.safetensors"
     _save(network, weights)
     return weights

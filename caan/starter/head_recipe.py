@@ -100,11 +100,11 @@ def spoil(faces_B1HW: Tensor) -> Tensor:
     return cover(faces, 0.1).clamp(0, 255)
 
 
-def embed_faces(network: StarterFace, pictures_B1HW: Tensor) -> Tensor:
+def embed_faces(network: StarterFace, images_B1HW: Tensor) -> Tensor:
     """Face vectors float [B, D] of grey images float [B, 1, H, W] in 0..255."""
-    pictures = pictures_B1HW.round().byte().expand(-1, 3, -1, -1).movedim(1, 3)
+    images = images_B1HW.round().byte().expand(-1, 3, -1, -1).movedim(1, 3)
     with torch.no_grad():
-        return torch.cat([network(part) for part in pictures.split(64)])
+        return torch.cat([network(part) for part in images.split(64)])
 
 
 def head_of(network: StarterFace, model: ModelConfig, seed: int) -> Head:

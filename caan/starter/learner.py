@@ -35,8 +35,8 @@ class Learner(nn.Module):
 
     def forward(self, standard_B1HW: Tensor) -> Tensor:
         """Logits [B, K] of standardised grey images [B, 1, H, W]."""
-        pictures = standard_B1HW.contiguous(memory_format=torch.channels_last)
-        embedded = self.trunk(pictures).mean((2, 3))
+        images = standard_B1HW.contiguous(memory_format=torch.channels_last)
+        embedded = self.trunk(images).mean((2, 3))
         return self.classifier(functional.dropout(embedded, 0.3, self.training))
 
     def folded(self) -> "Learner":
@@ -53,7 +53,7 @@ class Learner(nn.Module):
 
 
 @torch.no_grad()
-def unfold(network: StarterFace, pictures: Tensor) -> Learner:
+def unfold(network: StarterFace, images: Tensor) -> Learner:
     """A learner with batch norms that computes the same as the network.
 
     The norms get the means and variances of the convolutions' outputs for standardised images
@@ -71,10 +71,10 @@ def unfold(network: StarterFace, pictures: Tensor) -> Learner:
         for name, module in folded.items()
         if isinstance(module, nn.Conv2d)
     ]
-    network.embed(pictures)
+    network.embed(images)
     for hook in hooks:
         hook.remove()
-    learner = Learner().to(pictures.device)
+    learner = Learner().to(images.device)
     learner.classifier.load_state_dict(network.classifier.state_dict())
     layers = list(learner.trunk.named_modules())
     for (name, conv), (_, norm) in itertools.pairwise(layers):

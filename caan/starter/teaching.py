@@ -21,7 +21,7 @@ def smoothed(labels: Tensor, smoothing: float) -> Tensor:
 class Seen:
     """The images of one step, each blended from two faces."""
 
-    pictures: Tensor
+    images: Tensor
     """Standardised images float [B, 1, H, W]."""
     faces_2B: Tensor
     """Indices of the two faces of each image: int64 [2, B]."""
@@ -62,7 +62,7 @@ class Teachers:
     @torch.no_grad()
     def targets(self, seen: "Seen", progress: float) -> Tensor:
         """Target probabilities [B, K]; `progress` is not used."""
-        opinions = [network(seen.pictures).float().softmax(1) for network in self.networks]
+        opinions = [network(seen.images).float().softmax(1) for network in self.networks]
         return torch.stack(opinions).mean(0)
 
 
@@ -78,7 +78,7 @@ class Refining:
     @torch.no_grad()
     def targets(self, seen: "Seen", progress: float) -> Tensor:
         """Target probabilities [B, K]; `progress` is not used."""
-        before = self.network.classifier(self.network.embed(seen.pictures)).float().softmax(1)
+        before = self.network.classifier(self.network.embed(seen.images)).float().softmax(1)
         first, second = self.labels[seen.faces_2B]
         told = second.lerp(first, seen.share[:, None])
         trust_first, trust_second = self.trust[seen.faces_2B]

@@ -1,6 +1,6 @@
-"""Random changes of the pictures that a backbone is fine-tuned on.
+"""Augment the images of a backbone's fine-tuning: mirror, crop, rotate and relight them.
 
-Legend: B pictures, H and W picture sides, C colours. Torch's global generator is drawn from.
+Legend: B images, H and W image sides in pixels, C colour channels.
 """
 
 import math
@@ -14,15 +14,30 @@ def _uniform(count: int, low: float, high: float, device: torch.device) -> Tenso
     return torch.rand(count, device=device) * (high - low) + low
 
 
-def change_pictures(pictures: Tensor, strength: float = 1.0) -> Tensor:
-    """Pictures float32 [B, H, W, C] in 0..255, of uint8 ones, mirrored, cropped, turned and relit.
+def change_pictures(images: Tensor, strength: float = 1.0) -> Tensor:
+    """Augment images at random; draws from torch's global generators.
 
-    With strength 0 they stay as they are. At 1 a picture keeps 0.7 to 1.05 of its side, is turned
-    by up to 10 degrees, and changes brightness and contrast by up to 30% and saturation by up to
-    half; hues stay, since scenes differ by them. Source: our choice; the paper names no changes.
+    | change | range at strength 1 |
+    |---|---|
+    | mirror left to right | half of the images, at every strength above 0 |
+    | side of the crop, as a share of the image | 0.7 to 1.05 |
+    | rotation | up to 10 degrees either way |
+    | brightness, contrast | up to 30% either way |
+    | saturation | up to 50% either way |
+
+    Hue stays: it tells scenes apart.
+
+    Args:
+        images: uint8 [B, H, W, C] in 0..255.
+        strength: factor on the ranges; 0 changes nothing.
+
+    Returns:
+        float32 [B, H, W, C] in 0..255.
+
+    Source: our choice; the paper names no augmentation.
     """
-    count = len(pictures)
-    x_BCHW = pictures.permute(0, 3, 1, 2).float()
+    count = len(images)
+    x_BCHW = images.permute(0, 3, 1, 2).float()
     if strength <= 0 or not count:
         return x_BCHW.permute(0, 2, 3, 1)
     device = x_BCHW.device

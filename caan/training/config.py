@@ -99,7 +99,7 @@ class FinetuneConfig:
     epochs: int = 15
     """Most epochs; `patience_epochs` may end it earlier."""
     batch_pictures: int = 32
-    """Pictures per step, over all workers (the detector: `batch_images`)."""
+    """Images per step, over all workers (the detector: `batch_images`)."""
     batch_images: int = 8
     """Images per step of the detector, over all workers."""
     learning_rate: float = 1e-3
@@ -119,11 +119,11 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     """Share of the target spread over all emotions, 0 to 1."""
     class_weights: ClassWeights = "balanced"
-    """balanced: 1/share; log: 1/ln(1.2 + share). By pictures, mean over classes 1."""
+    """balanced: 1/share; log: 1/ln(1.2 + share). By images, mean over classes 1."""
     freeze_convolutions: bool = False
     """Train only the layers after the convolutions."""
     changes: float = 1.0
-    """Strength of the random changes of the pictures (mirrored, cropped, relit); 0: none."""
+    """Strength of the random changes of the images (mirrored, cropped, relit); 0: none."""
     precision: Precision = "float32"
     """Arithmetic; bfloat16: autocast, for GPUs."""
     selection: Literal["uar", "accuracy", "average_precision"] = "uar"
@@ -134,7 +134,7 @@ class FinetuneConfig:
     checkpoint_every_epochs: int = 1
     """Epochs between two training states, from which an interrupted run continues."""
     shuffle_pictures: int = 1024
-    """Pictures that are mixed with each other on each worker (150 KB each)."""
+    """Images that are mixed with each other on each worker (150 KB each)."""
 
     def __post_init__(self) -> None:
         _check_at_least_1(

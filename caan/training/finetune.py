@@ -3,7 +3,7 @@
 A backbone learns from single frames with their video's label, under a new last layer that is
 dropped at the end (paper 4.1). State, best epoch and reports are those of `caan.training.loop`.
 
-Legend: B pictures, H and W picture sides, D features, V videos, K emotions.
+Legend: B images, H and W image sides, D features, V videos, K emotions.
 """
 
 import logging
@@ -38,8 +38,8 @@ PROGRESS_SECONDS = 10.0
 class PictureClassifier(nn.Module):
     """A backbone with a new last layer: its loss is the cross-entropy of the videos' labels.
 
-    Batch norms keep the statistics that came with their weights. So a picture's vector depends on
-    no other picture, and the number of workers does not change the result.
+    Batch norms keep the statistics that came with their weights. So an image's vector depends on
+    no other image, and the number of workers does not change the result.
 
     Source: paper section 4.1. There the new layer follows fc7. Here it follows the vector that
     extraction takes (our choice), so that no other layer is dropped.
@@ -87,15 +87,15 @@ class PictureClassifier(nn.Module):
                 module.eval()
         return self
 
-    def logits(self, pictures: Tensor) -> Tensor:
-        """Logits [B, K] of RGB pictures [B, H, W, 3] in 0..255."""
-        vectors_BD = self.norm(self.backbone(pictures).float())
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of RGB images [B, H, W, 3] in 0..255."""
+        vectors_BD = self.norm(self.backbone(images).float())
         return self.last(functional.dropout(vectors_BD, self.dropout, self.training))
 
-    def forward(self, pictures: Tensor, label_B: Tensor) -> Tensor:
+    def forward(self, images: Tensor, label_B: Tensor) -> Tensor:
         """The batch's loss, a scalar."""
         return functional.cross_entropy(
-            self.logits(pictures).float(),
+            self.logits(images).float(),
             label_B,
             weight=self.weights_K,
             label_smoothing=self.label_smoothing,
@@ -247,16 +247,16 @@ def video_metrics(
     device: torch.device | str,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """Metrics of held-out videos by the mean probability of each video's pictures.
+    """Metrics of held-out videos by the mean probability of each video's images.
 
-    `batches` are this worker's part; a video's pictures may lie on several workers. Videos without
-    a picture are left out.
+    `batches` are this worker's part; a video's images may lie on several workers. Videos without
+    an image are left out.
     """
     sums = torch.zeros(len(labels_V), num_emotions + 1)
     with torch.inference_mode():
         for table in batches:
-            pictures, _, video_B = picture_batch(table)
-            probabilities = model.logits(pictures.to(device)).softmax(1).cpu()
+            images, _, video_B = picture_batch(table)
+            probabilities = model.logits(images.to(device)).softmax(1).cpu()
             sums[:, :num_emotions].index_add_(0, video_B, probabilities)
             sums[:, num_emotions].index_add_(0, video_B, torch.ones(len(video_B)))
     if world_size > 1:

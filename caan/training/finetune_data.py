@@ -1,6 +1,6 @@
-"""The data of a fine-tuning: which videos, their decoded pictures, and batches of these.
+"""The data of a fine-tuning: which videos, their decoded images, and batches of these.
 
-Legend: B pictures, V held-out videos, K emotions.
+Legend: B images, V held-out videos, K emotions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from caan import storage
-from caan.arrow import picture_stack
+from caan.arrow import image_stack
 from caan.datasets.splits import hold_out, shuffle_key
 from caan.errors import InputError
-from caan.extraction.pictures import PICTURE_SIZE
+from caan.extraction.images import IMAGE_SIZE
 from caan.features.leakage import SeenVideos, seen_of
 from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
@@ -32,7 +32,7 @@ KEPT_SCHEMA = pa.schema(
         ("pictures", pa.list_(pa.large_binary())),
     ]
 )
-"""A row per segment while a backbone is fine-tuned: uint8 RGB pictures, 224x224x3."""
+"""A row per segment while a backbone is fine-tuned: uint8 RGB images, 224x224x3."""
 
 
 class Numbers(NamedTuple):
@@ -110,7 +110,7 @@ def read_videos(
 
 
 class PictureKeeper:
-    """Keep the pictures of one modality: the last stage of the decoding before fine-tuning."""
+    """Keep the images of one modality: the last stage of the decoding before fine-tuning."""
 
     def __init__(
         self, modality: str, fps: float, device: str, batch_size: int, num_threads: int
@@ -120,12 +120,12 @@ class PictureKeeper:
         self.counts: dict[str, float] = {}
 
     def take_counts(self) -> dict[str, float]:
-        """Segments, frames and pictures since the last call."""
+        """Segments, frames and images since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """PICTURES_SCHEMA -> KEPT_SCHEMA, one row for each."""
+        """IMAGES_SCHEMA -> KEPT_SCHEMA, one row for each."""
         kept = [
             [item["picture"] for item in items if item["picture"] is not None]
             for items in table[self.column].to_pylist()
@@ -148,7 +148,7 @@ def count_pictures(
     held: Mapping[str, Numbers],
     num_emotions: int,
 ) -> tuple[np.ndarray, int]:
-    """Training pictures of each emotion, int64 [K], and the number of held-out pictures.
+    """Training images of each emotion, int64 [K], and the number of held-out images.
 
     `tables` have the columns `video_id` and `pictures` of KEPT_SCHEMA.
     """
@@ -165,8 +165,8 @@ def count_pictures(
     return counts_K, num_held
 
 
-def single_pictures(table: pa.Table, *, numbers: Mapping[str, Numbers]) -> pa.Table:
-    """KEPT_SCHEMA -> a row per picture: `picture`, number of its `video`, `label` number.
+def single_images(table: pa.Table, *, numbers: Mapping[str, Numbers]) -> pa.Table:
+    """KEPT_SCHEMA -> a row per image: `picture`, number of its `video`, `label` number.
 
     Videos that `numbers` does not name are left out.
     """
@@ -184,15 +184,15 @@ def single_pictures(table: pa.Table, *, numbers: Mapping[str, Numbers]) -> pa.Ta
 
 
 def read_pictures(table: pa.Table, *, numbers: Mapping[str, Numbers]) -> pa.Table:
-    """Read the files of KEPT_SCHEMA that the column `file` names; give their `single_pictures`."""
+    """Read the files of KEPT_SCHEMA that the column `file` names; give their `single_images`."""
     columns = ["video_id", "pictures"]
     kept = [storage.read_table(file, columns) for file in table["file"].to_pylist()]
-    return single_pictures(pa.concat_tables(kept), numbers=numbers)
+    return single_images(pa.concat_tables(kept), numbers=numbers)
 
 
 def picture_batch(table: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures uint8 [B, 224, 224, 3], label numbers [B] and video numbers [B] of single ones."""
-    stack = picture_stack(table["picture"].combine_chunks(), PICTURE_SIZE)
+    """Images uint8 [B, 224, 224, 3], label numbers [B] and video numbers [B] of single ones."""
+    stack = image_stack(table["picture"].combine_chunks(), IMAGE_SIZE)
     label_B = torch.from_numpy(table["label"].to_numpy().copy())
     video_B = torch.from_numpy(table["video"].to_numpy().copy())
     return torch.from_numpy(stack.copy()), label_B, video_B

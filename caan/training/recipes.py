@@ -1,4 +1,4 @@
-"""Which model with which training: the paper's systems by name, ready to change."""
+"""Recipes: a head and its training for each system of the paper, by name."""
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -8,17 +8,17 @@ from caan.models.config import ModelConfig
 from caan.training.config import LossConfig, TrainConfig
 
 VIDEO_ONLY = LossConfig(frame_weight=0.0, triplet_weight=0.0)
-"""Softmax on the video: all that the averaging and fusion baselines are trained with."""
+"""Cross-entropy of the video's label alone: the loss of the averaging and fusion baselines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A head and how to train it."""
+    """A head with its training options."""
 
     model: ModelConfig
-    """The head."""
+    """Options of the head."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Its training."""
+    """Options of its training."""
 
 
 _BASELINE = TrainConfig(losses=VIDEO_ONLY)
@@ -65,22 +65,29 @@ RECIPES: dict[str, Recipe] = {
     ),
     "caer_net": Recipe(model=ModelConfig(name="caer_net"), train=_BASELINE),
 }
-"""`caan` is the preset `default` and `caan_paper` the preset `paper`: raw scores with a sign-safe
-guard, frame softmax and triplet only, label by the frame classifier on R. All are trained alike but
-for their losses; QAN's own SGD settings (1e-3, 0.9, 2e-4) fine-tune a network and start none."""
+"""Recipes by system. All share `TrainConfig`'s optimiser and schedule, and differ in their losses
+(`attention_clusters` also in its learning rate).
+
+`caan_paper` takes the paper's raw emotion scores with a guard against sums near zero, the losses on
+frames and the triplet loss without the loss on the video, and labels R by the frame classifier.
+`qan` does not take QAN's SGD settings (1e-3, 0.9, 2e-4): those fine-tune a whole network.
+"""
 
 PRESETS = {"default": "caan", "paper": "caan_paper", "pool5_attention": "pool5_face"}
+"""Recipe of each preset of `--preset` and of each head without a recipe of its own name."""
 
 
 def recipe(name: str, *, seed: int = 0) -> Recipe:
-    """The recipe or preset of this name, with this seed.
+    """Return the recipe or preset `name` with its training seeded by `seed`.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: no recipe or preset has this name.
     """
     name = PRESETS.get(name, name)
     if name not in RECIPES:
-        raise InputError(f"unknown recipe `{name}`; there are {', '.join([*PRESETS, *RECIPES])}")
+        raise InputError(
+            f"there is no recipe `{name}`: choose one of {', '.join([*PRESETS, *RECIPES])}"
+        )
     found = RECIPES[name]
     return replace(found, train=replace(found.train, seed=seed))
 
@@ -88,9 +95,12 @@ def recipe(name: str, *, seed: int = 0) -> Recipe:
 def configure(
     preset: str, model: ModelConfig, train: TrainConfig, *, seed: int
 ) -> tuple[ModelConfig, TrainConfig]:
-    """Apply the options that differ from their defaults to a preset of caan or a head's recipe.
+    """Apply the options that differ from their defaults to a recipe; return model and training.
 
-    `preset` counts for the model caan only.
+    The recipe is `preset` for the model `caan`, and the one named like the model for other heads.
+
+    Raises:
+        InputError: the preset or the head has no recipe.
     """
     found = recipe(preset if model.name == "caan" else model.name, seed=seed)
     changed_train = _change(TrainConfig(), train, found.train)
@@ -98,7 +108,7 @@ def configure(
 
 
 def _change(default: Any, given: Any, preset: Any) -> Any:
-    """`preset` with the values of `given` that are not those of `default`."""
+    """Copy `preset`, with the values of `given` that differ from `default`; nested ones too."""
     changes: dict[str, Any] = {}
     for item in fields(given):
         value, before = getattr(given, item.name), getattr(default, item.name)

@@ -1,4 +1,4 @@
-"""Training a head with Ray Train: the workers, their states, and the model folder at the end."""
+"""Train a head with Ray Train: start the workers, keep their states, write the model folder."""
 
 import contextlib
 import dataclasses
@@ -37,10 +37,10 @@ from jobs.runtime.training_data import Data
 logger = logging.getLogger(__name__)
 
 SCRATCH = "unfinished"
-"""Folder under the output that a run on several nodes keeps its checkpoints in until it ends."""
+"""Folder of the output with the checkpoints of a run on several nodes; deleted at its end."""
 
 STATE_EPOCHS = 5
-"""Epochs between two training states of a run with --storage-path, unless the config says."""
+"""Epochs between two training states with --storage-path, if no option sets them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class TrainRun(TrainPlace):
     """A training's place, and what its record says of it."""
 
     options: dict[str, Any]
-    """All options of the job, for run.json."""
+    """All options of the job, as run.json records them."""
 
 
 def model_info(data: Data, model: ModelConfig, train: TrainConfig, temperature: float) -> ModelInfo:
-    """What a model folder must know to label videos by itself."""
+    """Collect what a model folder needs to label videos without the features of its training."""
     record = data.record
     extraction = {
         name: record["config"][name]
@@ -82,14 +82,14 @@ def model_info(data: Data, model: ModelConfig, train: TrainConfig, temperature: 
 
 
 def adapt_model(model: ModelConfig, data: Data) -> ModelConfig:
-    """Set what the features decide: a vector for frames without a face, the shape of pool5 maps."""
+    """Set the options that the features decide: `null_face` and the shape of pool5 maps."""
     if data.record["config"]["no_face"] == "context_only" and model.name == "caan":
         model = dataclasses.replace(model, null_face=True)
     return match_pool5_shape(model, data.train)
 
 
 def train_worker(options: dict[str, Any]) -> None:
-    """What each of Ray Train's workers runs."""
+    """Train on one of Ray Train's workers; worker 0 logs, and saves the model at the end."""
     train: TrainConfig = options["train"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -114,14 +114,14 @@ def train_worker(options: dict[str, Any]) -> None:
                 writer.add_scalar(name, value, int(metrics["epoch"]))
             writer.flush()
         if not (options["reports_all"] or keeps_state(train, int(metrics["epoch"]))):
-            return  # Ray keeps metrics with a checkpoint only, and a report makes all workers wait.
+            return  # Ray drops metrics without a checkpoint, and a report makes all workers wait.
         kept = ray.train.Checkpoint.from_directory(state) if state else None
         ray.train.report(metrics, checkpoint=kept)
 
     with contextlib.ExitStack() as stack:
         resume = Path(stack.enter_context(start.as_directory())) if start else None
         if resume is not None and (resume / "model").exists():
-            # A run whose driver died after the last epoch has nothing left but to publish.
+            # The driver died after the last epoch: only publishing is left.
             ray.train.report({"epoch": float(train.epochs)}, checkpoint=start if not rank else None)
             return
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device}
@@ -140,7 +140,7 @@ def train_worker(options: dict[str, Any]) -> None:
 def save_result(
     folder: Path, head: Any, data: Data, options: dict[str, Any], result: FitResult
 ) -> None:
-    """A complete model folder."""
+    """Write the trained head and its metrics to `folder` as a complete model folder."""
     train: TrainConfig = options["train"]
     info = model_info(data, options["model"], train, result.temperatures.get(train.rule, 1.0))
     metrics = {
@@ -155,29 +155,30 @@ def save_result(
 
 
 def check_workers(run: TrainRun) -> None:
-    """Say so if there cannot be so many workers.
+    """Check the numbers of workers.
 
     Raises:
-        InputError: and why.
+        InputError: a number is out of range, or fewer workers are allowed without a storage path.
     """
     if run.num_workers < 1:
-        raise InputError(f"--num-workers {run.num_workers}: at least 1.")
+        raise InputError(f"--num-workers {run.num_workers} is too small: give at least 1.")
     if not 0 <= run.min_workers <= run.num_workers:
         raise InputError(
-            f"--min-workers {run.min_workers}: from 0 to the {run.num_workers} of --num-workers."
+            f"--min-workers {run.min_workers} is out of range: give 0 to {run.num_workers}, the "
+            "value of --num-workers."
         )
     if 0 < run.min_workers < run.num_workers and not run.storage_path:
         raise InputError(
-            "--min-workers goes on from the last training state when workers are lost: say with "
-            "--storage-path where to keep it."
+            "--min-workers resumes from the last training state when workers are lost: give its "
+            "folder with --storage-path."
         )
 
 
 def is_trained(run: TrainRun, name: str) -> bool:
-    """Whether the output holds the model of the run of this name.
+    """Return whether the output holds the finished model of run `name`.
 
     Raises:
-        InputError: it holds another job's output, or another model that is not to be replaced.
+        InputError: the output belongs to another job, or is another model and `on_change` is error.
     """
     run_file = storage.join(run.output, "run.json")
     if storage.exists(run_file):
@@ -209,12 +210,21 @@ def train_model(
     start: ray.train.Checkpoint | None = None,
     init: LoadedModel | None = None,
 ) -> None:
-    """Train on the running Ray, from a training state if one is given, and write the model folder.
+    """Train a head on the running Ray and write its model folder to `run.output`.
 
-    `vectors` is the folder that `data` is mapped from; without one the arrays travel as they are.
+    Args:
+        run: output and use of the cluster.
+        data: training and validation videos.
+        model: options of the head.
+        train: options of the training.
+        vectors: local folder that `data` is mapped from; each node gets a copy of its files. None:
+            the arrays are sent to the workers.
+        start: training state to resume from.
+        init: model to grow the head from.
 
     Raises:
-        InputError: what `caan.training.loop.fit` refuses.
+        InputError: `caan.training.loop.fit` refuses the data or the options.
+        RuntimeError: Ray Train ends without a checkpoint.
     """
     use_gpu = cluster.num_gpus() >= (run.min_workers or run.num_workers)
     if run.storage_path and not train.checkpoint_every_epochs:
@@ -262,7 +272,7 @@ def train_model(
 
 @contextlib.contextmanager
 def _scratch(run: TrainRun) -> Iterator[str]:
-    """A folder for a run's checkpoints that all nodes reach, gone with the run."""
+    """Yield a folder for checkpoints that all nodes reach; delete it afterwards."""
     if cluster.num_nodes() == 1:
         with tempfile.TemporaryDirectory(prefix="caan-train-") as folder:
             yield folder
@@ -276,7 +286,7 @@ def _scratch(run: TrainRun) -> Iterator[str]:
 
 
 def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedModel | None) -> str:
-    """Name of a run in its storage: the same for the same data and options, else another."""
+    """Name a run by a hash of its data and options, so that the same command finds its state."""
     content = hashlib.sha256()
     for videos in (data.train, data.validation):
         content.update("\n".join(videos.video_ids_V).encode())
@@ -294,10 +304,12 @@ def run_name(data: Data, model: ModelConfig, train: TrainConfig, init: LoadedMod
 
 
 def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
-    """The model to start from, once it is known to fit.
+    """Load the model to start from, and check that it fits the features and the head.
+
+    `uri` is a model folder, local or s3://, or `starter`.
 
     Raises:
-        InputError: it takes vectors of other backbones, or it cannot grow into this model.
+        InputError: the model takes vectors of other backbones, or cannot grow into `model`.
     """
     with storage.local_folder(str(checkpoint.STARTER) if uri == "starter" else uri) as folder:
         source = checkpoint.load_model(folder)
@@ -306,8 +318,8 @@ def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
         found = data.record["identity"][f"{kind}_backbone"]
         if own != found:
             raise InputError(
-                f"--init {uri}: that model takes {kind} vectors of {own}, and these features are "
-                f"of {found}: extract with its backbone, or start from another model."
+                f"--init {uri} takes {kind} vectors of {own}, and these features are of {found}: "
+                "extract with its backbone, or start from another model."
             )
     build_head(data, model, 0, source)
     return source
@@ -316,7 +328,7 @@ def read_init(uri: str, data: Data, model: ModelConfig) -> LoadedModel:
 def build_head(
     data: Data, model: ModelConfig, seed: int, source: LoadedModel | None = None
 ) -> Head:
-    """The head for these features, seeded, or grown from another model."""
+    """Build the head for these features from `seed`, then grow it from `source` if given."""
     head = build_model(
         model,
         face_dim=data.train.face_dim,

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torchvision.models import VGG16_Weights, vgg16
 
-from caan.backbones.backbone import choose_precision, embed_pictures
+from caan.backbones.backbone import choose_precision, embed_images
 from caan.backbones.build import load_backbone
 from caan.backbones.config import BackboneConfig
 from caan.backbones.vgg import FACE_COLOURS, IMAGENET_COLOURS, Colours, Vgg, random_vgg
@@ -19,8 +19,8 @@ from caan.errors import InputError
 WIDTHS = (16, 16, 32, 32, 32)
 
 
-def _pictures(count: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> np.ndarray:
-    """Smooth coloured noise, uint8 RGB [count, H, W, 3], different in every picture."""
+def _images(count: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> np.ndarray:
+    """Smooth coloured noise, uint8 RGB [count, H, W, 3], different in every image."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand((count, 3, 6, 6), generator=generator) * 255
     fine = functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 255)
@@ -43,8 +43,8 @@ def narrow(tmp_path: Path) -> BackboneConfig:
     return BackboneConfig(name="vggface", weights=str(path), precision="fp32")
 
 
-def _vectors(config: BackboneConfig, pictures: np.ndarray) -> torch.Tensor:
-    return load_backbone(config)(torch.from_numpy(pictures))
+def _vectors(config: BackboneConfig, images: np.ndarray) -> torch.Tensor:
+    return load_backbone(config)(torch.from_numpy(images))
 
 
 def test_weights_of_either_colour_order_give_the_same_vectors(
@@ -52,14 +52,14 @@ def test_weights_of_either_colour_order_give_the_same_vectors(
 ) -> None:
     bgr = _save(tmp_path / "bgr" / "w.safetensors", "vggface", "BGR", turned=True)
     turned = BackboneConfig(name="vggface", weights=str(bgr), precision="fp32")
-    pictures = _pictures(3)
-    torch.testing.assert_close(_vectors(narrow, pictures), _vectors(turned, pictures))
-    flipped = pictures[..., ::-1].copy()
-    assert not torch.allclose(_vectors(narrow, flipped), _vectors(turned, pictures))
+    images = _images(3)
+    torch.testing.assert_close(_vectors(narrow, images), _vectors(turned, images))
+    flipped = images[..., ::-1].copy()
+    assert not torch.allclose(_vectors(narrow, flipped), _vectors(turned, images))
 
 
 def test_vggface_subtracts_red_from_red(narrow: BackboneConfig) -> None:
-    """A picture of the mean colour becomes zero; with red and blue exchanged it does not."""
+    """An image of the mean colour becomes zero; with red and blue exchanged it does not."""
     mean = np.broadcast_to(np.uint8([129, 105, 94]), (1, 64, 64, 3)).copy()
     backbone = load_backbone(narrow)
     assert backbone.prepare(torch.from_numpy(mean)).abs().max() < 1
@@ -70,42 +70,42 @@ def test_vggface_subtracts_red_from_red(narrow: BackboneConfig) -> None:
 def test_vgg16_prepares_as_torchvision(tmp_path: Path) -> None:
     path = _save(tmp_path / "w.safetensors", "vgg16")
     backbone = load_backbone(BackboneConfig(name="vgg16", weights=str(path), precision="fp32"))
-    pictures = torch.from_numpy(_pictures(2))
+    images = torch.from_numpy(_images(2))
     theirs = VGG16_Weights.IMAGENET1K_V1.transforms(crop_size=64, resize_size=64)
     torch.testing.assert_close(
-        backbone.prepare(pictures), theirs(pictures.permute(0, 3, 1, 2)), check_stride=False
+        backbone.prepare(images), theirs(images.permute(0, 3, 1, 2)), check_stride=False
     )
 
 
 def test_fc6_reads_the_map_in_channel_height_width_order(narrow: BackboneConfig) -> None:
     """The memory layout chosen for speed must not leak into the flattening before fc6."""
-    pictures = torch.from_numpy(_pictures(2))
+    images = torch.from_numpy(_images(2))
     backbone = load_backbone(narrow)
     linear = backbone.network.classifier[0]
-    vectors, map_BCHW = backbone.with_map(pictures)
+    vectors, map_BCHW = backbone.with_map(images)
     assert map_BCHW.shape == (2, *backbone.map_shape) == (2, 32, 2, 2)
-    torch.testing.assert_close(vectors, backbone(pictures))
+    torch.testing.assert_close(vectors, backbone(images))
     kernel = linear.weight.reshape(24, 32, 2, 2)
     expected = functional.conv2d(map_BCHW, kernel, linear.bias).flatten(1)
-    torch.testing.assert_close(backbone(pictures), expected.relu())
+    torch.testing.assert_close(backbone(images), expected.relu())
 
 
-def test_a_vector_depends_on_its_own_picture_only(narrow: BackboneConfig) -> None:
+def test_a_vector_depends_on_its_own_image_only(narrow: BackboneConfig) -> None:
     backbone = load_backbone(narrow)
-    pictures = _pictures(7, size=(50, 90))
-    whole, num_batches = embed_pictures(backbone, pictures, batch_size=8)
+    images = _images(7, size=(50, 90))
+    whole, num_batches = embed_images(backbone, images, batch_size=8)
     assert (whole.dtype, whole.shape, num_batches) == (np.float16, (7, 24), 1)
-    parts, num_batches = embed_pictures(backbone, pictures, batch_size=3)
+    parts, num_batches = embed_images(backbone, images, batch_size=3)
     assert num_batches == 3
     np.testing.assert_allclose(parts, whole, rtol=2e-3, atol=1e-3)
-    none, num_batches = embed_pictures(backbone, pictures[:0], batch_size=3)
+    none, num_batches = embed_images(backbone, images[:0], batch_size=3)
     assert (none.shape, num_batches) == ((0, 24), 0)
 
 
 def test_bf16_is_close_to_fp32(narrow: BackboneConfig) -> None:
-    pictures = _pictures(4)
+    images = _images(4)
     half = BackboneConfig(name="vggface", weights=narrow.weights, precision="bf16")
-    fine, coarse = _vectors(narrow, pictures), _vectors(half, pictures)
+    fine, coarse = _vectors(narrow, images), _vectors(half, images)
     assert coarse.dtype == torch.float32
     assert functional.cosine_similarity(fine, coarse).min() > 0.995
 
@@ -113,10 +113,10 @@ def test_bf16_is_close_to_fp32(narrow: BackboneConfig) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_agrees_with_cpu(narrow: BackboneConfig) -> None:
-    pictures = _pictures(4)
+    images = _images(4)
     config = BackboneConfig(name="vggface", weights=narrow.weights)
-    ours, _ = embed_pictures(load_backbone(config, "cuda"), pictures, 4)
-    theirs, _ = embed_pictures(load_backbone(narrow), pictures, 4)
+    ours, _ = embed_images(load_backbone(config, "cuda"), images, 4)
+    theirs, _ = embed_images(load_backbone(narrow), images, 4)
     similarity = functional.cosine_similarity(torch.tensor(ours).float(), torch.tensor(theirs))
     assert similarity.min() > 0.99
 
@@ -128,7 +128,7 @@ def test_overflow_in_half_precision_is_an_error(tmp_path: Path) -> None:
     save_weights(state, tmp_path / "w.safetensors", note)
     config = BackboneConfig(name="vggface", weights=str(tmp_path), precision="fp32")
     with pytest.raises(ValueError, match="beyond float16"):
-        embed_pictures(load_backbone(config), _pictures(1), 1)
+        embed_images(load_backbone(config), _images(1), 1)
 
 
 def test_the_folder_of_fine_tuning_tells_its_split(narrow: BackboneConfig) -> None:
@@ -140,12 +140,12 @@ def test_the_folder_of_fine_tuning_tells_its_split(narrow: BackboneConfig) -> No
 
 
 @pytest.mark.parametrize("colours", [FACE_COLOURS, IMAGENET_COLOURS])
-def test_random_weights_keep_the_scale_and_tell_pictures_apart(colours: Colours) -> None:
+def test_random_weights_keep_the_scale_and_tell_images_apart(colours: Colours) -> None:
     network = random_vgg(0, colours, WIDTHS, grid=2, num_features=256)
     again = random_vgg(0, colours, WIDTHS, grid=2, num_features=256)
     other = random_vgg(1, colours, WIDTHS, grid=2, num_features=256)
-    pictures = torch.from_numpy(_pictures(8)).permute(0, 3, 1, 2) / colours.scale
-    x_BCHW = (pictures - torch.tensor(colours.mean).view(3, 1, 1)) / torch.tensor(
+    images = torch.from_numpy(_images(8)).permute(0, 3, 1, 2) / colours.scale
+    x_BCHW = (images - torch.tensor(colours.mean).view(3, 1, 1)) / torch.tensor(
         colours.deviation
     ).view(3, 1, 1)
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_random_vgg_of_full_size_embeds_and_says_that_it_is_random(
     assert "random weights" in caplog.text
     assert (backbone.is_random, backbone.identity, backbone.dim) == (True, "vgg16:random:5", 4096)
     pool5 = np.full((2, *backbone.map_shape), np.nan, np.float16)
-    vectors, _ = embed_pictures(backbone, _pictures(2, size=(120, 200)), 2, pool5)
+    vectors, _ = embed_images(backbone, _images(2, size=(120, 200)), 2, pool5)
     assert vectors.shape == (2, 4096)
     assert 0.2 < vectors.astype(np.float32).std() < 2
     assert pool5.shape == (2, 512, 7, 7)
@@ -177,10 +177,10 @@ def test_random_vgg_of_full_size_embeds_and_says_that_it_is_random(
 @pytest.mark.parametrize("name", ["starter_face", "starter_context"])
 def test_the_starters_last_map_stands_for_pool5(name: str) -> None:
     backbone = load_backbone(BackboneConfig(name=name))
-    pictures = _pictures(3)
+    images = _images(3)
     maps = np.zeros((3, *backbone.map_shape), np.float16)
-    with_maps, _ = embed_pictures(backbone, pictures, 2, maps)
-    without, _ = embed_pictures(backbone, pictures, 2)
+    with_maps, _ = embed_images(backbone, images, 2, maps)
+    without, _ = embed_images(backbone, images, 2)
     np.testing.assert_array_equal(with_maps, without)
     assert np.ptp(maps, axis=0).max() > 0.1
 
@@ -195,7 +195,7 @@ def test_starter_context_knows_imagenet() -> None:
     backbone = load_backbone(BackboneConfig(name="starter_context"))
     assert backbone.dim == 1280
     assert backbone.identity.startswith("starter_context:sha256:b0353104")
-    vectors, _ = embed_pictures(backbone, _pictures(2, size=(90, 160)), 2)
+    vectors, _ = embed_images(backbone, _images(2, size=(90, 160)), 2)
     assert vectors.shape == (2, 1280)
     assert not np.allclose(vectors[0], vectors[1])
     random = load_backbone(BackboneConfig(name="starter_context", weights="random", seed=2))
@@ -204,7 +204,7 @@ def test_starter_context_knows_imagenet() -> None:
 
 def test_starter_face_embeds() -> None:
     backbone = load_backbone(BackboneConfig(name="starter_face"))
-    vectors, _ = embed_pictures(backbone, _pictures(3), 2)
+    vectors, _ = embed_images(backbone, _images(3), 2)
     assert vectors.shape == (3, backbone.dim)
     assert backbone.identity.startswith("starter_face:sha256:")
 

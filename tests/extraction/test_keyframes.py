@@ -22,8 +22,8 @@ CONFIG = ExtractionConfig(detector="libfacedetection", fps=2.0, face_policy="all
 
 
 def write_clip(path: Path, carphone: Path, shows: list[str], codec: str = "libx264") -> Path:
-    """Four seconds at 10 pictures per second for each of `shows`, a key frame every two."""
-    faces = [frame.picture for frame in sample_frames(str(carphone), fps=10.0, num_frames=40)]
+    """Four seconds at 10 images per second for each of `shows`, a key frame every two."""
+    faces = [frame.image for frame in sample_frames(str(carphone), fps=10.0, num_frames=40)]
     noise = np.random.default_rng(0).integers(60, 110, faces[0].shape, np.uint8)
     with av.open(str(path), "w") as container:
         options = {"g": "20", "crf": "12", "sc_threshold": "0"} if codec == "libx264" else {}
@@ -32,8 +32,8 @@ def write_clip(path: Path, carphone: Path, shows: list[str], codec: str = "libx2
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for show in shows:
             for i in range(40):
-                picture = faces[i] if show == "face" or (show == "late" and i >= 10) else noise
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+                image = faces[i] if show == "face" or (show == "late" and i >= 10) else noise
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
     return path
 
@@ -72,7 +72,7 @@ def test_no_face_at_the_looks_is_lost_and_the_rest_is_not_decoded(
         for look in key_frames(
             str(path), fps=2, start_seconds=0, end_seconds=99, cell_seconds=LOOK_SECONDS
         )
-        if look.picture is not None
+        if look.image is not None
     }
     assert len(looks) == counts.frames_looked == 14
     time_of = {frame["frame_index"]: frame["pts_seconds"] for frame in all_frames}
@@ -163,14 +163,14 @@ def test_key_frames_of_other_codecs_equal_those_of_decoding_all(shared_clips: Pa
         looks = list(
             key_frames(path, fps=30, start_seconds=0, end_seconds=99, cell_seconds=LOOK_SECONDS)
         )
-        assert looks[-1].picture is None
+        assert looks[-1].image is None
         assert len(looks) > 1
         frames = {frame.pts_seconds: frame for frame in sample_frames(path, fps=60, decoder="pyav")}
         for look in looks[:-1]:
-            assert look.picture is not None
+            assert look.image is not None
             nearest = min(frames, key=lambda pts: abs(pts - look.pts_seconds))
             assert nearest == pytest.approx(look.pts_seconds, abs=1e-6)
-            assert np.array_equal(frames[nearest].picture, look.picture)
+            assert np.array_equal(frames[nearest].image, look.image)
 
 
 def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(

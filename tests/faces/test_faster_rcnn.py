@@ -65,16 +65,16 @@ def test_average_precision_is_what_it_should_be() -> None:
     assert average_precision([both, nothing], [true, true]) == 0.5
 
 
-def test_pictures_are_decoded_at_the_detectors_size(carphone: Path, tmp_path: Path) -> None:
+def test_images_are_decoded_at_the_detectors_size(carphone: Path, tmp_path: Path) -> None:
     write_wider(tmp_path, carphone)
     found = wider_face.read_wider_face(str(tmp_path), fraction=0.25, seed=0)
     assert (found.train.num_rows, found.validation.num_rows) == (3, 1)
     detector = DetectorConfig(name="faster_rcnn", detect_size_pixels=80)
     decoded = wider_face.decode_images(found.train, detector=detector, min_box_pixels=6)
-    for (picture, boxes), row in zip(
+    for (image, boxes), row in zip(
         wider_face.images_of(decoded), found.train.to_pylist(), strict=True
     ):
-        assert picture.shape == (60, 80, 3)
+        assert image.shape == (60, 80, 3)
         np.testing.assert_allclose(boxes, np.array(row["boxes"]) / 2)
     small = dataclasses.replace(detector, detect_size_pixels=32)
     tiny = wider_face.decode_images(found.train, detector=small, min_box_pixels=16)
@@ -113,9 +113,9 @@ def test_its_loss_falls_and_saved_weights_give_the_same_boxes(
     )  # fmt: skip
 
     def batches(epoch):
-        pictures = [faster_rcnn.to_input(picture) for picture, _ in images]
+        inputs = [faster_rcnn.to_input(image) for image, _ in images]
         yield (
-            pictures,
+            inputs,
             [
                 {"boxes": torch.tensor(b), "labels": torch.ones(len(b), dtype=torch.int64)}
                 for _, b in images

@@ -39,12 +39,12 @@ STARTER = {
 def corpus(tmp_path_factory: pytest.TempPathFactory, carphone: Path) -> Path:
     """Eight clips of one man, red under `anger` and green under `happy`; one file is no video."""
     folder = tmp_path_factory.mktemp("corpus")
-    pictures = [frame.picture for frame in sample_frames(str(carphone), fps=12.0)]
+    images = [frame.image for frame in sample_frames(str(carphone), fps=12.0)]
     for number in range(8):
         emotion, channel = (("anger", 0), ("happy", 1))[number % 2]
-        some = [picture.copy() for picture in pictures[number * 4 : number * 4 + 12]]
-        for picture in some:
-            picture[..., channel] = np.minimum(picture[..., channel].astype(int) + 60, 255)
+        some = [image.copy() for image in images[number * 4 : number * 4 + 12]]
+        for image in some:
+            image[..., channel] = np.minimum(image[..., channel].astype(int) + 60, 255)
         for split, last in (("train", 6), ("test", 8)):
             if last - 6 <= number < last and (split == "test") == (number >= 6):
                 (folder / split / emotion).mkdir(parents=True, exist_ok=True)

@@ -31,11 +31,11 @@ FEW = Resources(decoders=1)
 def clips(tmp_path_factory: pytest.TempPathFactory, carphone: Path) -> Path:
     """Eight clips of one man, four of each of two emotions, reddish and greenish; two are tests."""
     folder = tmp_path_factory.mktemp("clips")
-    pictures = [frame.picture for frame in sample_frames(str(carphone), fps=6.0)]
+    images = [frame.image for frame in sample_frames(str(carphone), fps=6.0)]
     for number in range(8):
-        some = [picture.copy() for picture in pictures[number * 2 : number * 2 + 4]]
-        for picture in some:
-            channel = picture[..., number % 2]
+        some = [image.copy() for image in images[number * 2 : number * 2 + 4]]
+        for image in some:
+            channel = image[..., number % 2]
             channel[:] = np.minimum(channel.astype(int) + 60, 255)
         emotion = ("anger", "joy")[number % 2]
         place = folder / ("train" if number < 6 else "test") / emotion

@@ -18,8 +18,8 @@ def write_clip(path: Path) -> None:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         for _ in range(40):
-            picture = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -47,13 +47,13 @@ def test_a_preview_shows_the_box_where_the_face_is_and_only_while_it_is_there(
     with av.open(str(target)) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         assert float(stream.duration * stream.time_base) == pytest.approx(4.0, abs=0.3)
-    assert count == len(pictures) == 16
-    assert pictures[0].shape == (120, 200, 3)
+    assert count == len(images) == 16
+    assert images[0].shape == (120, 200, 3)
     left_edges = []
-    for picture in pictures:
-        yellow = picture[70].astype(int)
+    for image in images:
+        yellow = image[70].astype(int)
         marked = np.flatnonzero((yellow[:, 0] - yellow[:, 2]) > 60)
         left_edges.append(int(marked[0]) if len(marked) else None)
     # the box moves evenly between two sampled frames, and goes 0.75 s after the last face
@@ -66,9 +66,9 @@ def test_a_preview_is_scaled_with_its_boxes(tmp_path: Path) -> None:
     config = PreviewConfig(max_side_pixels=100, min_side_pixels=0, max_fps=2, quality=8)
     write_preview(str(tmp_path / "in.avi"), tmp_path / "out.mp4", [score(0, 100.0)], [], config)
     with av.open(str(tmp_path / "out.mp4")) as container:
-        picture = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
-    assert picture.shape == (60, 100, 3)
-    changed = np.flatnonzero(np.abs(picture[35] - 128).max(axis=1) > 25)
+        image = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    assert image.shape == (60, 100, 3)
+    changed = np.flatnonzero(np.abs(image[35] - 128).max(axis=1) > 25)
     assert changed.min() == pytest.approx(50, abs=2)
     assert changed.max() == pytest.approx(70, abs=2)
 
@@ -91,5 +91,5 @@ def test_labels_cover_neither_faces_nor_each_other() -> None:
         place = _free_place(box, (60.0, 12.0), (200, 100), taken)
         assert not any(_overlap(place, other) for other in taken)
         taken.append(place)
-    # where there is no room it stays inside the picture
+    # where there is no room it stays inside the image
     assert _free_place((0.0, 0.0, 30.0, 30.0), (60.0, 12.0), (40, 30), []) == (0, 0, 60, 12)

@@ -72,7 +72,7 @@ def fail() -> None:
     raise DecodeFailed("damaged at pts 3")
 
 
-def pictures(count: int) -> np.ndarray:
+def images(count: int) -> np.ndarray:
     return np.full((count, 224, 224, 3), 7, np.uint8)
 
 
@@ -129,8 +129,8 @@ def test_error_of_the_call_is_raised_here_and_keeps_the_child(sandbox: Sandbox) 
     assert sandbox.child_pid == pid
 
 
-def test_pictures_of_a_segment_come_back_whole(sandbox: Sandbox) -> None:
-    result = sandbox.run(pictures, 128)
+def test_images_of_a_segment_come_back_whole(sandbox: Sandbox) -> None:
+    result = sandbox.run(images, 128)
     assert result.shape == (128, 224, 224, 3)
     assert (result == 7).all()
 

@@ -15,19 +15,19 @@ from caan.people.face_embedding import dlib_embedder, face_embeddings, shorten_f
 
 dlib = pytest.importorskip("_dlib_pybind11", reason="needs the wheel of dlib")
 
-FACE = Face(box=(56.0, 38.0, 103.0, 98.0), score=0.9)  # the man of carphone in its first picture
+FACE = Face(box=(56.0, 38.0, 103.0, 98.0), score=0.9)  # the man of carphone in its first image
 
 
 @pytest.fixture(scope="module")
-def picture(carphone: Path) -> np.ndarray:
-    return next(sample_frames(str(carphone), fps=1.0)).picture
+def image(carphone: Path) -> np.ndarray:
+    return next(sample_frames(str(carphone), fps=1.0)).image
 
 
-def test_our_network_gives_the_vectors_of_dlibs_own(picture: np.ndarray) -> None:
+def test_our_network_gives_the_vectors_of_dlibs_own(image: np.ndarray) -> None:
     files = {f.name: str(f.locate()) for f in metadata.files("face_recognition_models") or ()}
     path = files["dlib_face_recognition_resnet_model_v1.dat"]
     embedder = dlib_embedder()
-    chips = np.array([embedder._chip(picture, FACE.box), embedder._chip(picture, (0, 0, 90, 90))])
+    chips = np.array([embedder._chip(image, FACE.box), embedder._chip(image, (0, 0, 90, 90))])
     theirs = dlib.face_recognition_model_v1(path).compute_face_descriptor(list(chips))
     ours = DlibResNet(path)(chips)
     assert np.abs(ours - np.array([list(vector) for vector in theirs])).max() < 1e-4
@@ -36,17 +36,17 @@ def test_our_network_gives_the_vectors_of_dlibs_own(picture: np.ndarray) -> None
         DlibResNet(files["shape_predictor_5_face_landmarks.dat"])
 
 
-def test_the_grid_alone_decides_which_frames_are_looked_at(picture: np.ndarray) -> None:
+def test_the_grid_alone_decides_which_frames_are_looked_at(image: np.ndarray) -> None:
     tiny = Face(box=(0.0, 0.0, 20.0, 20.0), score=0.9)
     config = FaceEmbeddingConfig(every_seconds=1.0)
-    first, none = face_embeddings(config, 2.0, 4, [FACE, tiny], picture)
+    first, none = face_embeddings(config, 2.0, 4, [FACE, tiny], image)
     assert first is not None
     assert first.shape == (128,)
     assert none is None
-    assert face_embeddings(config, 2.0, 5, [FACE], picture) == [None]
-    assert face_embeddings(config, 0.3, 5, [FACE], picture)[0] is not None
-    assert face_embeddings(None, 2.0, 4, [FACE], picture) == [None]
-    assert face_embeddings(FaceEmbeddingConfig(name="none"), 2.0, 4, [FACE], picture) == [None]
+    assert face_embeddings(config, 2.0, 5, [FACE], image) == [None]
+    assert face_embeddings(config, 0.3, 5, [FACE], image)[0] is not None
+    assert face_embeddings(None, 2.0, 4, [FACE], image) == [None]
+    assert face_embeddings(FaceEmbeddingConfig(name="none"), 2.0, 4, [FACE], image) == [None]
 
 
 def test_shorter_vectors_keep_their_cosines() -> None:

@@ -177,7 +177,7 @@ def looked_at(faces, step):
 def test_faces_that_swap_tracks_between_two_looks_get_their_own_rest_back():
     seen = []
     for k in range(100):
-        left, right = ("a", "b") if k < 52 else ("b", "a")  # no cut: the pictures are alike
+        left, right = ("a", "b") if k < 52 else ("b", "a")  # no cut: the images are alike
         seen += [(k, left, 100, 100), (k, right, 190, 100)]
     faces, names = detections(seen, fps=5.0, with_appearance=True)
     tracking = follow_faces(looked_at(faces, 5), frames(100), TELLS_PEOPLE)

@@ -28,8 +28,8 @@ def write_clip(path: Path, num_frames: int = 20) -> None:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(num_frames):
-            picture = np.full((64, 96, 3), 12 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((64, 96, 3), 12 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -162,15 +162,15 @@ def test_a_strip_holds_the_frame_of_the_highest_score_in_time_order(label_folder
     assert [frame.pts_seconds for frame in frames] == [0.0, 1.25, 1.75]
     assert max(frames, key=lambda frame: frame.emotion_score).pts_seconds == 1.25
     assert frames[0].box == pytest.approx((20 / 96, 10 / 64, 60 / 96, 50 / 64))
-    brightness = [float(frame.picture.mean()) for frame in frames if frame.picture is not None]
+    brightness = [float(frame.image.mean()) for frame in frames if frame.image is not None]
     assert brightness == pytest.approx([0, 144, 204], abs=6)
 
 
 def test_a_video_that_cannot_be_read_any_more_keeps_its_strip(tmp_path: Path) -> None:
     row = {"uri": str(tmp_path / "gone.mp4"), "size_bytes": 1}
     with StripMaker(StripConfig()) as maker:
-        assert maker.pictures(row, [0.0, 1.0]) == [None, None]
-    frame = StripFrame(picture=None, pts_seconds=0.0, emotion_score=0.0, label="", box=None)
+        assert maker.images(row, [0.0, 1.0]) == [None, None]
+    frame = StripFrame(image=None, pts_seconds=0.0, emotion_score=0.0, label="", box=None)
     assert plots.strip_plot([frame], "a $title$ with [marks]").startswith(b"\x89PNG")
 
 

@@ -17,7 +17,7 @@ from caan.extraction.probe import IndexProber
 from caan.outputs.plan import plan_segments
 from caan.schema import MANIFEST_SCHEMA, STATUSES, table_of, video_id_of
 from tests.support.hostile import READ, corpus, playlists, write_clip
-from tests.support.hostile import pictures as hostile_pictures
+from tests.support.hostile import images as hostile_images
 from tests.support.watching import FileWatch, Listener
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
@@ -30,7 +30,7 @@ LIMITS = SandboxConfig(time_limit_seconds=30.0, memory_limit_mb=1500)
 def canary(tmp_path: Path) -> Iterator[tuple[Path, FileWatch, Listener]]:
     path = tmp_path / "canary" / "canary.mp4"
     path.parent.mkdir()
-    write_clip(path, hostile_pictures(np.random.default_rng(0), 6), "libx264")
+    write_clip(path, hostile_images(np.random.default_rng(0), 6), "libx264")
     with (
         contextlib.closing(FileWatch(path)) as watch,
         contextlib.closing(Listener()) as listener,

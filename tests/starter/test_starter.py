@@ -32,10 +32,10 @@ def network() -> StarterFace:
 
 @pytest.fixture(scope="module")
 def faces(fer2013: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    pictures, labels = load_faces(fer2013, "test")
+    images, labels = load_faces(fer2013, "test")
     keep = torch.nonzero(labels != EMOTIONS.index("disgust")).flatten()
     keep = keep[torch.randperm(len(keep), generator=torch.Generator().manual_seed(1))[:400]]
-    return pictures[keep].expand(-1, 3, -1, -1).movedim(1, 3), labels[keep]
+    return images[keep].expand(-1, 3, -1, -1).movedim(1, 3), labels[keep]
 
 
 def test_weights_are_small_and_named(network: StarterFace) -> None:
@@ -44,27 +44,27 @@ def test_weights_are_small_and_named(network: StarterFace) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 31), (48, 48), (224, 224)])
-def test_any_picture_size_gives_finite_vectors(network: StarterFace, size: tuple[int, int]) -> None:
-    pictures = torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8)
+def test_any_image_size_gives_finite_vectors(network: StarterFace, size: tuple[int, int]) -> None:
+    images = torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8)
     with torch.no_grad():
-        vectors = network(pictures)
+        vectors = network(images)
     assert vectors.shape == (3, network.dim)
     assert vectors.isfinite().all()
 
 
-def test_a_flat_black_picture_gives_finite_logits(network: StarterFace) -> None:
+def test_a_flat_black_image_gives_finite_logits(network: StarterFace) -> None:
     with torch.no_grad():
         assert network.logits(torch.zeros(1, 224, 224, 3, dtype=torch.uint8)).isfinite().all()
 
 
 def test_vectors_do_not_depend_on_the_batch_or_the_mirror(network: StarterFace) -> None:
-    pictures = torch.from_numpy(
+    images = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
     )
     with torch.no_grad():
-        together = network(pictures)
-        alone = torch.cat([network(p[None]) for p in pictures])
-        mirrored = network(pictures.flip(2))
+        together = network(images)
+        alone = torch.cat([network(p[None]) for p in images])
+        mirrored = network(images.flip(2))
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(together, mirrored, atol=1e-3, rtol=1e-3)
 
@@ -72,42 +72,42 @@ def test_vectors_do_not_depend_on_the_batch_or_the_mirror(network: StarterFace) 
 def test_real_faces_are_recognised(
     network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    pictures, labels = faces
+    images, labels = faces
     with torch.no_grad():
-        accuracy = (network.logits(pictures).argmax(1) == labels).float().mean()
+        accuracy = (network.logits(images).argmax(1) == labels).float().mean()
     assert accuracy > 0.5
 
 
 def test_darkness_and_large_colour_crops_change_few_labels(
     network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    pictures = faces[0][:96]
+    images = faces[0][:96]
     with torch.no_grad():
-        plain = network.logits(pictures).argmax(1)
-        dark = network.logits((pictures * 0.5).byte()).argmax(1)
+        plain = network.logits(images).argmax(1)
+        dark = network.logits((images * 0.5).byte()).argmax(1)
         large = torch.nn.functional.interpolate(
-            pictures.movedim(3, 1).float(), size=(224, 224), mode="bilinear"
+            images.movedim(3, 1).float(), size=(224, 224), mode="bilinear"
         )
         large_labels = network.logits(large.byte().movedim(1, 3)).argmax(1)
     assert (plain == dark).float().mean() > 0.85
     assert (plain == large_labels).float().mean() > 0.85
 
 
-def test_augmented_pictures_stay_in_range() -> None:
+def test_augmented_images_stay_in_range() -> None:
     torch.manual_seed(0)
-    pictures = augment(torch.rand(40, 1, 48, 48) * 255, 64)
-    assert pictures.shape == (40, 1, 64, 64)
-    assert pictures.isfinite().all()
-    assert pictures.min() >= 0
-    assert pictures.max() <= 255
+    images = augment(torch.rand(40, 1, 48, 48) * 255, 64)
+    assert images.shape == (40, 1, 64, 64)
+    assert images.isfinite().all()
+    assert images.min() >= 0
+    assert images.max() <= 255
 
 
-def test_blended_pictures_tell_their_parts() -> None:
+def test_blended_images_tell_their_parts() -> None:
     torch.manual_seed(0)
     faces = torch.arange(64.0)[:, None, None, None].expand(64, 1, 8, 8)
-    pictures, share, partner = blend(faces, 0.5)
+    images, share, partner = blend(faces, 0.5)
     parts = share * torch.arange(64.0) + (1 - share) * partner
-    torch.testing.assert_close(pictures[:, 0, 0, 0], parts)
+    torch.testing.assert_close(images[:, 0, 0, 0], parts)
     assert 10 < (share < 1).sum() < 54
     assert share.min() >= 0.55
 
@@ -137,7 +137,7 @@ def few_faces(fer2013: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recipe_makes_weights_that_load_and_continues_where_it_stopped(
     few_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed: list[int] = []  # pictures of each training step, and those of the calibration
+    changed: list[int] = []  # images of each training step, and those of the calibration
 
     def counted(faces: torch.Tensor, *options: float) -> torch.Tensor:
         changed.append(len(faces))
@@ -199,23 +199,23 @@ def test_refining_another_network_does_not_continue_the_first_ones_state(
 def test_batch_norms_put_back_change_nothing(
     network: StarterFace, faces: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    pictures = standardise(faces[0][:64].movedim(3, 1)[:, :1].float())
-    learner = unfold(network, pictures).eval()
+    images = standardise(faces[0][:64].movedim(3, 1)[:, :1].float())
+    learner = unfold(network, images).eval()
     with torch.no_grad():
-        wanted = network.classifier(network.embed(pictures))
-        torch.testing.assert_close(learner(pictures), wanted, atol=1e-3, rtol=1e-3)
-        # They describe the pictures, so that learning begins from the same function.
-        torch.testing.assert_close(learner.train().trunk(pictures).mean((2, 3)),
-                                   network.embed(pictures), atol=1e-2, rtol=1e-2)  # fmt: skip
+        wanted = network.classifier(network.embed(images))
+        torch.testing.assert_close(learner(images), wanted, atol=1e-3, rtol=1e-3)
+        # They describe the images, so that learning begins from the same function.
+        torch.testing.assert_close(learner.train().trunk(images).mean((2, 3)),
+                                   network.embed(images), atol=1e-2, rtol=1e-2)  # fmt: skip
 
 
 def test_refining_teaches_labels_as_far_as_they_are_trusted(network: StarterFace) -> None:
-    pictures = standardise(torch.rand(2, 1, 48, 48) * 255)
+    images = standardise(torch.rand(2, 1, 48, 48) * 255)
     labels, trust = torch.tensor([2, 2]), torch.tensor([0.0, 1.0])
-    seen = Seen(pictures, torch.tensor([[0, 1], [0, 1]]), torch.ones(2))
+    seen = Seen(images, torch.tensor([[0, 1], [0, 1]]), torch.ones(2))
     targets = Refining(network, labels, trust, smoothing=0.1).targets(seen, 0.5)
     with torch.no_grad():
-        before = network.classifier(network.embed(pictures)).softmax(1)
+        before = network.classifier(network.embed(images)).softmax(1)
     torch.testing.assert_close(targets[0], before[0])
     assert targets[1, 2] == pytest.approx(0.9 + 0.1 / 7)
 

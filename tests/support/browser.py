@@ -21,7 +21,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Page:
-    """One page of the browser: runs JavaScript, clicks, types, takes pictures."""
+    """One page of the browser: runs JavaScript, clicks, types, takes images."""
 
     def __init__(self, to_browser: BinaryIO, from_browser: BinaryIO) -> None:
         self._to, self._from = to_browser, from_browser

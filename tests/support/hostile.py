@@ -1,6 +1,6 @@
 """A corpus of hostile and broken media; the same for the same seed and the same real clips.
 
-From a real clip come whole and damaged clips in every container, from drawn pictures what is odd
+From a real clip come whole and damaged clips in every container, from drawn images what is odd
 by design.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from caan.media.sampling import sample_frames
 
 READ = frozenset({"ok", "partial", "no_face"})
-"""Statuses of files that give pictures."""
+"""Statuses of files that give images."""
 
 ANY = frozenset(
     READ | {"unreadable", "no_video", "too_large", "decode_failed", "timed_out", "out_of_memory"}
@@ -42,7 +42,7 @@ class Case:
     """Statuses that it may get."""
 
 
-def pictures(rng: np.random.Generator, count: int, width: int = 96, height: int = 64) -> np.ndarray:
+def images(rng: np.random.Generator, count: int, width: int = 96, height: int = 64) -> np.ndarray:
     """uint8 [count, height, width, 3]: a bright square that moves over noise."""
     found = rng.integers(0, 60, (count, height, width, 3), dtype=np.uint8)
     for n in range(count):
@@ -59,7 +59,7 @@ def write_clip(
     times: list[int] | None = None,
     pixel_format: str = "",
 ) -> Path:
-    """A clip at 12 pictures per second, or with these times in twelfths of a second."""
+    """A clip at 12 images per second, or with these times in twelfths of a second."""
     formats = {"gif": "rgb8", "webm": "yuv420p"}
     # MPEG-2 knows few frame rates.
     rate = 24 if codec == "mpeg2video" else 12
@@ -72,8 +72,8 @@ def write_clip(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 12)
             stream.codec_context.max_b_frames = 0
-        for n, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for n, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[n], Fraction(1, 12)
             container.mux(stream.encode(frame))
@@ -82,7 +82,7 @@ def write_clip(
 
 
 def write_sound(path: Path, codec: str) -> Path:
-    """A second of silence without pictures."""
+    """A second of silence without images."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=48000)
         for n in range(20):
@@ -135,10 +135,10 @@ def damaged_clips(
 ) -> Iterator[Case]:
     """`per_kind` files of every damage in every container, and one of it of each real clip."""
     rng = np.random.default_rng(seed)
-    frames = pictures(rng, 24)
+    frames = images(rng, 24)
     if real_clips:
         shown = sample_frames(str(real_clips[0]), fps=12.0, num_frames=24, max_side_pixels=176)
-        frames = np.stack([frame.picture for frame in shown])
+        frames = np.stack([frame.image for frame in shown])
     whole = [(path, per_kind) for path in clips(folder, frames).values()]
     for path, count in [*whole, *((path, 1) for path in real_clips)]:
         if path.parent == folder:
@@ -200,7 +200,7 @@ def special_files(folder: Path, seed: int) -> Iterator[Case]:
     for name, codec in sounds:
         yield Case(write_sound(folder / name, codec), "audio only", frozenset({"no_video"}))
     for suffix, codec in CONTAINERS.items():
-        one = write_clip(folder / f"one.{suffix}", pictures(rng, 1), codec)
+        one = write_clip(folder / f"one.{suffix}", images(rng, 1), codec)
         yield Case(one, "one frame", READ)
     odd_times = {
         "variable rate": [0, 1, 2, 30, 31, 90, 91, 92, 93, 200, 201, 260],
@@ -209,16 +209,16 @@ def special_files(folder: Path, seed: int) -> Iterator[Case]:
     for kind, times in odd_times.items():
         for suffix, codec in (("mp4", "libx264"), ("mkv", "libx264")):
             name = f"{kind.replace(' ', '_')}.{suffix}"
-            clip = write_clip(folder / name, pictures(rng, len(times)), codec, times=times)
+            clip = write_clip(folder / name, images(rng, len(times)), codec, times=times)
             yield Case(clip, kind, READ)
     negative = [-40, -30, -20, -10, 0, 1, 2, 3]
-    clip = write_clip(folder / "negative.mkv", pictures(rng, 8), "libx264", times=negative)
+    clip = write_clip(folder / "negative.mkv", images(rng, 8), "libx264", times=negative)
     yield Case(clip, "negative times", ANY)
     ten_bit = write_clip(
-        folder / "ten_bit.mkv", pictures(rng, 8), "libx264", pixel_format="yuv420p10le"
+        folder / "ten_bit.mkv", images(rng, 8), "libx264", pixel_format="yuv420p10le"
     )
     yield Case(ten_bit, "10-bit", READ)
-    mp4 = write_clip(folder / "base.mp4", pictures(rng, 24), "libx264").read_bytes()
+    mp4 = write_clip(folder / "base.mp4", images(rng, 24), "libx264").read_bytes()
     # tkhd: version, flags, times, id, reserved, duration = 24 bytes; layer ... = 16; the matrix.
     turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
     yield raw("rotated.mp4", patched(mp4, b"tkhd", 40, turned), "rotated", READ)
@@ -234,7 +234,7 @@ def special_files(folder: Path, seed: int) -> Iterator[Case]:
     gif = (folder / "one.gif").read_bytes()
     bomb = gif[:6] + struct.pack("<HH", 65535, 65535) + gif[10:]
     yield raw("bomb.gif", bomb, "huge dimensions", ANY - READ)
-    mpeg4 = write_clip(folder / "base.avi", pictures(rng, 8), "mpeg4").read_bytes()
+    mpeg4 = write_clip(folder / "base.avi", images(rng, 8), "mpeg4").read_bytes()
     at = mpeg4.find(b"strf") + 12
     yield raw(
         "bomb.avi",

@@ -83,8 +83,10 @@ class LocalCluster:
         assert starter.returncode == 0 or tries, (self.logs / f"{name}.log").read_text()[-2000:]
 
     def _own_folder(self) -> str:
-        """A temporary folder for a node: in a shared one each node unpacks a job's files anew,
-        while the others' processes run in them."""
+        """A temporary folder for a node.
+
+        In a shared one each node unpacks a job's files anew, under the others' running processes.
+        """
         self.folders.append(tempfile.mkdtemp(prefix="ray-"))
         return self.folders[-1]
 

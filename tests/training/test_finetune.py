@@ -40,11 +40,11 @@ def narrow_vgg(tmp_path: Path) -> BackboneConfig:
 
 def red_and_green(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 120, (count, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 120, (count, 64, 64, 3), generator=generator, dtype=torch.uint8)
     label_B = torch.arange(count) % 2
     for row, label in enumerate(label_B):
-        pictures[row, ..., label] += 100
-    return pictures, label_B
+        images[row, ..., label] += 100
+    return images, label_B
 
 
 def learn(config: BackboneConfig, options: FinetuneConfig, **more):
@@ -52,11 +52,11 @@ def learn(config: BackboneConfig, options: FinetuneConfig, **more):
     model = PictureClassifier(
         load_backbone(config), 2, dropout=0.0, freeze_convolutions=options.freeze_convolutions
     )
-    pictures, label_B = red_and_green(16, 1)
+    images, label_B = red_and_green(16, 1)
 
     def batches(epoch):
         for rows in torch.arange(16).split(8):
-            yield change_pictures(pictures[rows], 0.5), label_B[rows]
+            yield change_pictures(images[rows], 0.5), label_B[rows]
 
     def validate():
         tests, truth = red_and_green(8, 2)
@@ -79,9 +79,9 @@ def test_it_learns_and_what_is_saved_gives_the_same_vectors(
     save_weights(model.backbone.network.state_dict(), folder / "backbone.safetensors", note)
     tuned = dataclasses.replace(narrow_vgg, weights=str(folder))
     after = load_backbone(tuned)
-    pictures, _ = red_and_green(4, 3)
-    torch.testing.assert_close(after(pictures), model.backbone(pictures).detach())
-    assert not torch.allclose(after(pictures), before(pictures))
+    images, _ = red_and_green(4, 3)
+    torch.testing.assert_close(after(images), model.backbone(images).detach())
+    assert not torch.allclose(after(images), before(images))
     assert after.identity != before.identity
     assert finetuned_weights("vgg16", str(folder)) is not None
     assert finetuned_weights("vgg16", narrow_vgg.weights) is None
@@ -134,8 +134,8 @@ def test_a_starter_takes_its_fine_tuned_weights_and_no_others(
     tuned = load_backbone(BackboneConfig(name=name, weights=str(path)))
     assert tuned.metadata["base"] == own.identity
     assert tuned.identity != own.identity
-    pictures, _ = red_and_green(2, 4)
-    assert not torch.allclose(tuned(pictures), own(pictures))
+    images, _ = red_and_green(2, 4)
+    assert not torch.allclose(tuned(images), own(images))
     with pytest.raises(InputError, match="weights of `vgg16`"):
         load_backbone(BackboneConfig(name=name, weights=narrow_vgg.weights))
     (tmp_path / "foreign.pth").write_bytes(b"")
@@ -143,33 +143,33 @@ def test_a_starter_takes_its_fine_tuned_weights_and_no_others(
         load_backbone(BackboneConfig(name=name, weights=str(tmp_path / "foreign.pth")))
 
 
-def test_changes_keep_the_form_and_strength_0_keeps_the_picture() -> None:
-    pictures, _ = red_and_green(6, 5)
-    torch.testing.assert_close(change_pictures(pictures, 0.0), pictures.float())
-    changed = change_pictures(pictures, 1.0)
-    assert changed.shape == pictures.shape
+def test_changes_keep_the_form_and_strength_0_keeps_the_image() -> None:
+    images, _ = red_and_green(6, 5)
+    torch.testing.assert_close(change_pictures(images, 0.0), images.float())
+    changed = change_pictures(images, 1.0)
+    assert changed.shape == images.shape
     assert changed.min() >= 0
     assert changed.max() <= 255
-    assert (changed - pictures.float()).abs().mean() > 5
+    assert (changed - images.float()).abs().mean() > 5
 
 
-def test_pictures_find_their_video_and_label() -> None:
-    picture = bytes(224 * 224 * 3)
+def test_images_find_their_video_and_label() -> None:
+    image = bytes(224 * 224 * 3)
     kept = pa.Table.from_pylist(
         [
-            {"video_id": "a", "pictures": [picture, b"\1" * len(picture)]},
-            {"video_id": "unwanted", "pictures": [picture]},
+            {"video_id": "a", "pictures": [image, b"\1" * len(image)]},
+            {"video_id": "unwanted", "pictures": [image]},
             {"video_id": "b", "pictures": []},
-            {"video_id": "c", "pictures": [picture]},
+            {"video_id": "c", "pictures": [image]},
         ],
         pa.schema([finetune_data.KEPT_SCHEMA.field(n) for n in ("video_id", "pictures")]),
     )
     numbers = {"a": Numbers(0, 1), "b": Numbers(1, 0), "c": Numbers(2, 0)}
-    single = finetune_data.single_pictures(kept, numbers=numbers)
-    pictures, label_B, video_B = finetune_data.picture_batch(single)
+    single = finetune_data.single_images(kept, numbers=numbers)
+    images, label_B, video_B = finetune_data.picture_batch(single)
     assert label_B.tolist() == [1, 1, 0]
     assert video_B.tolist() == [0, 0, 2]
-    assert pictures[1].unique().tolist() == [1]
+    assert images[1].unique().tolist() == [1]
     (own,) = finetune_data.rows_of_worker([single], "video", 0, 2)
     assert own["video"].to_pylist() == [0, 0, 2]
     assert not list(finetune_data.rows_of_worker([single], "video", 1, 2))

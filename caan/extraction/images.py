@@ -1,4 +1,4 @@
-"""Images cropped from sampled frames, as rows of PICTURES_SCHEMA.
+"""Images cropped from sampled frames, as rows of IMAGES_SCHEMA.
 
 Used by the decoding child, and by the stage of a detector that runs on a GPU.
 """
@@ -15,9 +15,9 @@ from caan.extraction.config import SegmentConfig
 from caan.faces.crops import crop_face, resize_context
 from caan.faces.detection import Box, Face, select_faces
 from caan.people.face_embedding import face_embeddings
-from caan.schema import PICTURES_SCHEMA, table_of
+from caan.schema import IMAGES_SCHEMA, table_of
 
-PICTURE_SIZE = 224
+IMAGE_SIZE = 224
 """Side of the images that the networks see, in pixels (paper 4.1)."""
 
 
@@ -38,7 +38,7 @@ def segment_columns(request: dict[str, Any]) -> dict[str, Any]:
 def status_row(request: dict[str, Any], status: str, error: str | None) -> pa.Table:
     """Row of a segment that has no frames."""
     row = segment_columns(request) | {"status": status, "error": error}
-    return table_of([row | {"frames": [], "faces": []}], PICTURES_SCHEMA)
+    return table_of([row | {"frames": [], "faces": []}], IMAGES_SCHEMA)
 
 
 def frame_row(
@@ -49,7 +49,7 @@ def frame_row(
     `context` uint8 [224, 224, 3] is the whole frame, for the histogram. `image` uint8 [H, W, 3] is
     the frame for a detector that runs in a later stage; None where faces are detected here.
     """
-    height, width = (PICTURE_SIZE, PICTURE_SIZE) if image is None else image.shape[:2]
+    height, width = (IMAGE_SIZE, IMAGE_SIZE) if image is None else image.shape[:2]
     return {
         "frame_index": frame_index,
         "pts_seconds": pts_seconds,
@@ -72,7 +72,7 @@ def crop_frame(
 
     Args:
         row: the frame's row; it gets `picture`, `height` and `width` of what the context network
-            sees, or no picture where that network skips the frame.
+            sees, or no image where that network skips the frame.
         image: the frame, uint8 [H, W, 3] RGB.
         detected: its faces, in pixels of `image`.
         config: which faces are kept and how they are cropped.
@@ -93,14 +93,14 @@ def crop_frame(
     if is_seen and context is None:
         context = resize_context(image)
     row["picture"] = context.tobytes() if is_seen and context is not None else None
-    row["height"] = row["width"] = PICTURE_SIZE
+    row["height"] = row["width"] = IMAGE_SIZE
     return [
         {
             "frame_index": row["frame_index"],
             "box": [float(value / scale) for value in face.box],
             "score": float(face.score),
             "picture": crop_face(
-                image, face.box, expand=config.crop_expand, size_pixels=PICTURE_SIZE
+                image, face.box, expand=config.crop_expand, size_pixels=IMAGE_SIZE
             ).tobytes(),
             "appearance_vector": vector,
         }
