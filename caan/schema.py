@@ -378,8 +378,7 @@ def check_table(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
                 column = column.cast(field.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise InputError(
-                    f"{what} has {column.type} in the column `{field.name}`: write it as "
-                    f"{field.type}."
+                    f"{what}: column `{field.name}` is {column.type}: write it as {field.type}."
                 ) from error
         if field.name in _ID_COLUMNS:
             check_ids(column, what)

@@ -114,7 +114,7 @@ def detect(record: Record) -> str:
 def embed(record: Record) -> str:
     rates = record["pictures_per_second"]
     return (
-        f"{rates['ours']:,} pictures/s, {record['ours_over_bare']:.2f} x the bare loop; largest "
+        f"{rates['ours']:,} images/s, {record['ours_over_bare']:.2f} x the bare loop; largest "
         f"difference of a vector {record['largest_difference']:g}"
     )
 
