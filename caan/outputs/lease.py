@@ -1,0 +1,135 @@
+"""Who writes to an output: one driver at a time.
+
+The lease keeps a second driver from doing the work twice. It is no lock: what makes two writers
+safe is the log (`caan.outputs.log`), in which the second one's commit fails.
+"""
+
+import datetime
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from typing import Any
+
+import psutil
+
+from caan import storage
+from caan.errors import InputError, redact
+
+logger = logging.getLogger(__name__)
+
+FILE = "lease.json"
+RENEW_SECONDS = 20.0
+"""Time between two renewals."""
+
+EXPIRY_SECONDS = 120.0
+"""A lease that was not renewed for so long may be taken over."""
+
+
+class Lease:
+    """This process's right to write to an output; `release` it at the end."""
+
+    def __init__(self, output: str, job: str, *, take_over: bool = False) -> None:
+        """Take the lease.
+
+        A lease whose process is dead on this machine is taken at once. With `take_over` one that
+        has expired is taken, after a wait for that if need be.
+
+        Raises:
+            InputError: another driver holds it; the sentence names host, job and time.
+        """
+        self.path = storage.join(output, FILE)
+        self.output = output
+        process = psutil.Process()
+        self.said: dict[str, Any] = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "process": process.pid,
+            "process_started": process.create_time(),
+            "job": job,
+            "since": _now(),
+            "renewed": _now(),
+        }
+        self.renewed_at = time.monotonic()
+        try:
+            storage.create_bytes(self.path, self._content())
+        except FileExistsError:
+            self._take_from(storage.read_json(self.path), take_over)
+
+    @property
+    def writer(self) -> str:
+        """Name of this writer among all others, for people to read."""
+        said = self.said
+        return f"jobs.{said['job']} on {said['host']} (process {said['process']}, {said['id'][:8]})"
+
+    def _take_from(self, holder: dict[str, Any], take_over: bool) -> None:
+        if not _is_dead_here(holder):
+            wait_seconds = EXPIRY_SECONDS - _age_seconds(holder)
+            if not take_over:
+                hint = (
+                    "it was not renewed since, so that `--take-over` takes it"
+                    if wait_seconds <= 0
+                    else "wait for its end; if that machine is gone, use `--take-over`"
+                )
+                raise InputError(
+                    f"jobs.{holder['job']} on {holder['host']} (process {holder['process']}) "
+                    f"writes to `{redact(self.output)}` since {holder['since']}, last seen "
+                    f"{holder['renewed']}: {hint}."
+                )
+            if wait_seconds > 0:
+                logger.info("waiting %.0f s for the lease of %s", wait_seconds, holder["host"])
+                time.sleep(wait_seconds)
+            now = storage.read_json(self.path)
+            if now["id"] != holder["id"] or _age_seconds(now) < EXPIRY_SECONDS:
+                raise InputError(
+                    f"jobs.{now['job']} on {now['host']} still writes to `{redact(self.output)}`: "
+                    "stop it first."
+                )
+        self.said["since"] = self.said["renewed"] = _now()
+        storage.write_bytes(self.path, self._content())
+
+    def renew(self) -> None:
+        """Say that this driver lives, if that is due. Ends silently where another holds the lease:
+        the next commit tells."""
+        if time.monotonic() - self.renewed_at < RENEW_SECONDS:
+            return
+        self.renewed_at = time.monotonic()
+        if self._is_ours():
+            self.said["renewed"] = _now()
+            storage.write_bytes(self.path, self._content())
+
+    def release(self) -> None:
+        """Give the lease back."""
+        if self._is_ours():
+            storage.delete(self.path)
+
+    def _is_ours(self) -> bool:
+        try:
+            return bool(storage.read_json(self.path)["id"] == self.said["id"])
+        except FileNotFoundError:
+            return False
+
+    def _content(self) -> bytes:
+        return (json.dumps(self.said, indent=2) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _age_seconds(holder: dict[str, Any]) -> float:
+    renewed = datetime.datetime.fromisoformat(holder["renewed"])
+    return (datetime.datetime.now(datetime.UTC) - renewed).total_seconds()
+
+
+def _is_dead_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder ran on this machine and is no more."""
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        started = psutil.Process(holder["process"]).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    return abs(started - holder["process_started"]) > 1.0 or os.getpid() == holder["process"]
