@@ -105,24 +105,26 @@ _SEGMENT_FIELDS: list[tuple[str, pa.DataType]] = [
     ("end_seconds", pa.float64()),
 ]
 
-PLAN_SCHEMA = pa.schema(
+UNITS_SCHEMA = pa.schema(
     [
-        *_SEGMENT_FIELDS,
+        ("video_id", pa.string()),
         ("uri", pa.string()),
         ("size_bytes", pa.int64()),
         ("etag", pa.string()),
-        ("first_index", pa.int64()),
-        ("num_frames", pa.int32()),
-        ("video_start_seconds", pa.float64()),
         ("face_box", _BOX),
         ("face_pts_seconds", pa.float64()),
+        ("first_index", pa.int64()),
+        ("end_index", pa.int64()),
+        ("reach", pa.int64()),
+        ("share_of_file", pa.float64()),
+        ("video_start_seconds", pa.float64()),
         ("known_status", pa.string()),
         ("known_error", pa.string()),
-        ("attempt", pa.int32()),
     ]
 )
-"""One row per segment to process. `known_status` and `known_error` are the index's, for a file that
-it could not read; else null."""
+"""One row per unit of work: consecutive segments of one video, grid frames from `first_index` to
+before `end_index`; the last segment may be longer by `reach` frames. `known_status` is set where
+the index already found the file bad."""
 
 _OUTCOME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("status", pa.string()),

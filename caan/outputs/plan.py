@@ -1,7 +1,12 @@
-"""Manifest -> segments, in shards that are processed and resumed one by one."""
+"""Manifest -> segments, and the units of work that are left of them.
+
+A segment is the unit of resume: it counts or does not. A unit is a stretch of consecutive segments
+of one video: one worker reads it with its file open all the time. Results do not depend on units.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan.errors import InputError
-from caan.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, check_table, segment_id_of, table_of
-from caan.storage import read_table
+from caan.schema import (
+    GOOD_STATUSES,
+    MANIFEST_SCHEMA,
+    UNITS_SCHEMA,
+    check_table,
+    segment_id_of,
+)
 from caan.storage.paths import normalise
-
-SHARD_SEGMENTS = 50_000
-"""Most segments of one shard. A shard is one run of Ray Data with its own checkpoint."""
-
 
 def check_manifest(table: pa.Table, name: str) -> pa.Table:
     """Check a manifest and give it all columns of MANIFEST_SCHEMA, in their types.
@@ -41,142 +47,217 @@ def check_manifest(table: pa.Table, name: str) -> pa.Table:
     return manifest
 
 
-def plan_segments(manifest: pa.Table, *, fps: float, segment_frames: int) -> pa.Table:
-    """Segments of all videos: grid ranges of at most `segment_frames` frames, PLAN_SCHEMA.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The segments of a manifest's videos, as arrays: no object per segment.
 
-    The grid starts at the file's start; a video that is a time range of its file gets the grid
-    frames in that range. If a video has no end, or an end after its duration, its last segment may
-    be longer by one segment's length: some files last longer than their header says. A video that
-    the index found bad gets one row, with its status.
+    Legend: V videos, N segments. A segment is a range of at most `segment_frames` grid frames. The
+    grid starts at the file's start; a video that is a time range of its file gets the grid frames
+    in that range. A video that the index found bad has one segment, which carries its status.
+    """
+
+    manifest: pa.Table
+    """MANIFEST_SCHEMA, V rows."""
+    fps: float
+    """Grid frames per second."""
+    segment_frames: int
+    """Most grid frames of a segment."""
+    first_V: np.ndarray
+    """First grid frame of each video, int64."""
+    end_V: np.ndarray
+    """Grid frame after the last one that the header promises, int64."""
+    reach_V: np.ndarray
+    """Frames that the last segment may be longer: some files last longer than their header says."""
+    video_N: np.ndarray
+    """Row of each segment's video in the manifest, int32."""
+    first_N: np.ndarray
+    """First grid frame of each segment, int64."""
+
+    @property
+    def num_segments(self) -> int:
+        """N."""
+        return len(self.video_N)
+
+    def seconds(self, which_N: np.ndarray | None = None) -> float:
+        """Seconds of video in these segments, or in all."""
+        counts = np.minimum(self.segment_frames, self.end_V[self.video_N] - self.first_N)
+        return float((counts if which_N is None else counts[which_N]).sum() / self.fps)
+
+    def not_in(self, segments: pa.Table) -> np.ndarray:
+        """Whether each segment is absent from `segments` (video_id, first_index), bool [N]."""
+        video = pc.index_in(segments["video_id"], self.manifest["video_id"].combine_chunks())
+        known = video.is_valid().to_numpy()
+        video, first = (c.to_numpy()[known] for c in (video, segments["first_index"]))
+        shift = 1 + max(self.first_N.max(initial=0), first.max(initial=0))
+        done = video.astype(np.int64) * shift + first
+        return ~np.isin(self.video_N.astype(np.int64) * shift + self.first_N, done)
+
+    def units(self, which_N: np.ndarray, unit_segments: np.ndarray | int) -> pa.Table:
+        """Consecutive segments of one video, at most `unit_segments` each: UNITS_SCHEMA.
+
+        Args:
+            which_N: the segments that are wanted, bool [N].
+            unit_segments: most segments of a unit: one number, or one per video.
+        """
+        video, first = self.video_N[which_N], self.first_N[which_N]
+        most = np.broadcast_to(unit_segments, self.first_V.shape)[video]
+        goes_on = np.zeros(len(video), bool)
+        goes_on[1:] = (video[1:] == video[:-1]) & (first[1:] - first[:-1] == self.segment_frames)
+        place = np.arange(len(video))
+        run_start = np.maximum.accumulate(np.where(goes_on, 0, place))
+        starts = np.flatnonzero((place - run_start) % np.maximum(1, most) == 0)
+        num = np.diff(starts, append=len(video))
+        of, first = video[starts], first[starts]
+        end = np.minimum(self.end_V[of], first + num * self.segment_frames)
+        is_last = end >= self.end_V[of]
+        share = (end - first) / np.maximum(1, self.end_V[of])
+        found = self.manifest.take(pa.array(of))
+        start_seconds = pc.fill_null(found["start_seconds"], 0.0)
+        bad = pc.invert(pc.is_in(pc.fill_null(found["status"], "ok"), pa.array(GOOD_STATUSES)))
+        nothing = pa.nulls(len(of), pa.string())
+        columns = {name: found[name] for name in UNITS_SCHEMA.names if name in found.column_names}
+        columns |= {
+            "first_index": pa.array(first),
+            "end_index": pa.array(end),
+            "reach": pa.array(np.where(is_last, self.reach_V[of], 0)),
+            "share_of_file": pa.array(share),
+            "video_start_seconds": start_seconds,
+            "known_status": pc.if_else(bad, found["status"], nothing),
+            "known_error": pc.if_else(bad, found["error"], nothing),
+        }
+        return pa.table([columns[name] for name in UNITS_SCHEMA.names], schema=UNITS_SCHEMA)
+
+
+def plan(manifest: pa.Table, *, fps: float, segment_frames: int) -> Plan:
+    """The segments of all videos.
 
     Raises:
         InputError: a good video has no uri, no duration, or an impossible time range.
     """
-    rows: list[dict[str, Any]] = []
-    tables = []
-    columns = [
-        "video_id", "uri", "start_seconds", "end_seconds", "duration_seconds", "size_bytes",
-        "etag", "face_box", "face_pts_seconds", "status", "error",
-    ]  # fmt: skip
-    for video in manifest.select(columns).to_pylist():
-        bad = video["status"] not in (None, "ok", "partial", "no_face")
-        _check_range(video, needs_duration=not bad)
-        first = math.ceil((video["start_seconds"] or 0.0) * fps - 1e-9)
-        duration, end_seconds = video["duration_seconds"], video["end_seconds"]
-        limit = math.inf if end_seconds is None else math.ceil(end_seconds * fps - 1e-9)
-        header_end = limit if duration is None else math.ceil(duration * fps - 1e-9)
-        end = max(first + 1, min(header_end, limit))
-        shared = {
-            name: video[name]
-            for name in ("video_id", "uri", "size_bytes", "etag", "face_box", "face_pts_seconds")
-        }
-        starts = [first] if bad else range(first, int(end), segment_frames)
-        for index in starts:
-            count = min(segment_frames, end - index)
-            reach = min(segment_frames, max(0, limit - end)) if index + count >= end else 0
-            rows.append(
-                shared
-                | {
-                    "segment_id": segment_id_of(video["video_id"], index),
-                    "start_seconds": index / fps,
-                    "end_seconds": (index + count) / fps,
-                    "first_index": index,
-                    "num_frames": count + int(reach),
-                    "video_start_seconds": video["start_seconds"] or 0.0,
-                    "known_status": video["status"] if bad else None,
-                    "known_error": video["error"] if bad else None,
-                    "attempt": 0,
-                }
+    status = pc.fill_null(manifest["status"], "ok")
+    is_bad = pc.invert(pc.is_in(status, pa.array(GOOD_STATUSES))).to_numpy()
+    start, end, duration = (
+        pc.fill_null(manifest[name], float("nan")).to_numpy()
+        for name in ("start_seconds", "end_seconds", "duration_seconds")
+    )
+    _check_ranges(manifest, start, end, needs_duration=~is_bad & np.isnan(duration))
+    first = np.ceil(np.nan_to_num(start) * fps - 1e-9)
+    limit = np.where(np.isnan(end), np.inf, np.ceil(end * fps - 1e-9))
+    header_end = np.where(np.isnan(duration), limit, np.ceil(duration * fps - 1e-9))
+    header_end = np.where(is_bad, first + 1, header_end)
+    last = np.maximum(first + 1, np.minimum(header_end, limit))
+    num_V = np.where(is_bad, 1, np.ceil((last - first) / segment_frames)).astype(np.int64)
+    video_N = np.repeat(np.arange(len(num_V), dtype=np.int32), num_V)
+    number_N = np.arange(len(video_N)) - np.repeat(np.cumsum(num_V) - num_V, num_V)
+    return Plan(
+        manifest=manifest,
+        fps=fps,
+        segment_frames=segment_frames,
+        first_V=first.astype(np.int64),
+        end_V=last.astype(np.int64),
+        reach_V=np.minimum(segment_frames, np.maximum(0, limit - last)).astype(np.int64),
+        video_N=video_N,
+        first_N=first.astype(np.int64)[video_N] + number_N * segment_frames,
+    )
+
+
+def segments_of(unit: dict[str, Any], fps: float, segment_frames: int) -> list[dict[str, Any]]:
+    """The segments of a unit in order: what a decoder is asked for.
+
+    Each is the unit's row with `segment_id`, `start_seconds`, `end_seconds`, `first_index`,
+    `num_frames` and `is_last`, which says that the unit ends with it.
+    """
+    requests = []
+    for index in range(unit["first_index"], unit["end_index"], segment_frames):
+        count = min(segment_frames, unit["end_index"] - index)
+        is_last = index + count >= unit["end_index"]
+        requests.append(
+            unit
+            | {
+                "segment_id": segment_id_of(unit["video_id"], index),
+                "start_seconds": index / fps,
+                "end_seconds": (index + count) / fps,
+                "first_index": index,
+                "num_frames": count + (unit["reach"] if is_last else 0),
+                "is_last": is_last,
+            }
+        )
+    return requests
+
+
+def _check_ranges(
+    manifest: pa.Table, start_V: np.ndarray, end_V: np.ndarray, *, needs_duration: np.ndarray
+) -> None:
+    has_uri = pc.not_equal(pc.fill_null(manifest["uri"], ""), "").to_numpy()
+    begin_V = np.nan_to_num(start_V)
+    faults = {
+        "has no uri: give its file, or leave the row out": ~has_uri,
+        "has no duration_seconds: write the manifest with jobs.index": needs_duration
+        & np.isnan(end_V),
+        "has a start_seconds that is not 0 or more": ~((begin_V >= 0) & (begin_V < np.inf)),
+        "has an end_seconds that is not after its start_seconds": ~np.isnan(end_V)
+        & ~((end_V > begin_V) & (end_V < np.inf)),
+    }
+    for fault, is_bad in faults.items():
+        if is_bad.any():
+            row = manifest.slice(int(np.flatnonzero(is_bad)[0]), 1).to_pylist()[0]
+            raise InputError(
+                f"the manifest's video `{row['video_id']}` (`{row['uri'] or ''}`, from "
+                f"{row['start_seconds']} to {row['end_seconds']} s) {fault}."
             )
-        if len(rows) >= SHARD_SEGMENTS:  # rows as Python objects take a kilobyte each
-            tables.append(table_of(rows, PLAN_SCHEMA))
-            rows = []
-    return pa.concat_tables([*tables, table_of(rows, PLAN_SCHEMA)])
-
-
-def _check_range(video: dict[str, Any], *, needs_duration: bool) -> None:
-    name = f"the manifest's video `{video['video_id']}`"
-    start, end = video["start_seconds"], video["end_seconds"]
-    if not video["uri"]:
-        raise InputError(f"{name} has no uri: give its file, or leave the row out.")
-    if needs_duration and video["duration_seconds"] is None and end is None:
-        raise InputError(
-            f"{name} (`{video['uri']}`) has no duration_seconds: write the manifest with "
-            "jobs.index."
-        )
-    if start is not None and not 0 <= start < math.inf:
-        raise InputError(f"{name} has start_seconds {start}: it must be 0 or more.")
-    if end is not None and not (start or 0.0) < end < math.inf:
-        raise InputError(
-            f"{name} has end_seconds {end}: it must lie after start_seconds {start or 0.0}."
-        )
 
 
 WATCHED = ("etag", "size_bytes")
-"""Columns of a plan in which a changed file differs."""
+"""Columns of a manifest in which a changed file differs."""
 
 
-def new_segments(
-    plan: pa.Table, done: pa.Table | None, watched: Sequence[str] = WATCHED
-) -> pa.Table:
-    """The segments of `plan` whose videos are not in the earlier plan `done`.
+def changed_videos(
+    before: pa.Table, now: pa.Table, watched: Sequence[str] = WATCHED
+) -> dict[str, list[str]]:
+    """Videos of both manifests that differ in a watched column: id -> names of these columns."""
+    at = pc.index_in(now["video_id"], before["video_id"].combine_chunks())
+    both = at.is_valid()
+    old, new = before.take(at.drop_null()), now.filter(both)
+    found: dict[str, list[str]] = {}
+    for name in watched:
+        same = [a == b for a, b in zip(old[name].to_pylist(), new[name].to_pylist(), strict=True)]
+        for video_id in new["video_id"].filter(pa.array([not s for s in same])).to_pylist():
+            found.setdefault(video_id, []).append(name)
+    return found
 
-    Raises:
-        InputError: a video of the earlier plan has changed since, in one of the columns `watched`.
+
+MAX_UNIT_SEGMENTS = 64
+"""Most segments of a unit: what a lost worker may have to read again."""
+
+UNITS_PER_WORKER = 4
+"""Units that each worker gets at least, where there are so many segments: the last ones then end
+at about the same time."""
+
+MIN_UNIT_BYTES = 48 << 20
+"""Least bytes of an S3 object that a unit covers. Each unit reads the header and the index of its
+file again (a few MB)."""
+
+
+def unit_sizes(plan: Plan, which_N: np.ndarray, num_workers: int) -> np.ndarray:
+    """Most segments of a unit for each video, int64 [V].
+
+    As many as give every worker a few units; more where an object on S3 has few bytes per segment.
     """
-    if done is None:
-        return plan
-    keys = ["video_id", *watched]
-    old = {row["video_id"]: row for row in row_per_video(done.select(keys)).to_pylist()}
-    for row in row_per_video(plan.select([*keys, "uri"])).to_pylist():
-        before = old.get(row["video_id"])
-        if before and (changed := [name for name in watched if before[name] != row[name]]):
-            raise InputError(
-                f"`{row['uri']}` changed ({', '.join(changed)}) since this output was made: use "
-                "another --output, or `--on-change recompute`."
-            )
-    known = pc.is_in(plan["video_id"], value_set=pc.unique(done["video_id"].combine_chunks()))
-    return plan.filter(pc.invert(known))
+    wanted = int(which_N.sum()) / (UNITS_PER_WORKER * max(1, num_workers))
+    size = min(MAX_UNIT_SEGMENTS, max(1, math.ceil(wanted)))
+    num_V = np.bincount(plan.video_N, minlength=len(plan.first_V))
+    size_bytes_V = pc.fill_null(plan.manifest["size_bytes"], 0).to_numpy()
+    is_s3_V = pc.starts_with(plan.manifest["uri"], "s3://").to_numpy()
+    least = np.ceil(MIN_UNIT_BYTES * num_V / np.maximum(1, size_bytes_V))
+    return np.where(is_s3_V, np.clip(least, size, MAX_UNIT_SEGMENTS), size).astype(np.int64)
 
 
-def row_per_video(table: pa.Table) -> pa.Table:
-    """The last row of each video."""
-    codes = table["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    _, places = np.unique(codes[::-1], return_index=True)
-    return table.take(len(codes) - 1 - places)
-
-
-def shards_of(plan: pa.Table, shard_segments: int = SHARD_SEGMENTS) -> list[pa.Table]:
-    """`plan` in consecutive parts of about `shard_segments`; a video is never in two of them."""
-    shards: list[pa.Table] = []
-    start = 0
-    ids = plan["video_id"].to_pylist()
-    for row in range(1, len(ids) + 1):
-        is_end = row == len(ids)
-        if is_end or (row - start >= shard_segments and ids[row] != ids[row - 1]):
-            shards.append(plan.slice(start, row - start))
-            start = row
-    return [shard for shard in shards if shard.num_rows]
-
-
-def seconds_of(plan: pa.Table) -> float:
-    """Seconds of video in a plan."""
-    lengths = pc.subtract(plan["end_seconds"], plan["start_seconds"])
-    return float(pc.sum(lengths).as_py() or 0.0)
-
-
-def mean_frames(plan_file: str, fps: float) -> float:
-    """Mean number of sampled frames per segment of a plan."""
-    plan = read_table(plan_file, ["start_seconds", "end_seconds"])
-    return fps * seconds_of(plan) / max(1, plan.num_rows)
-
-
-def longest_first(segments: pa.Table) -> pa.Table:
-    """The segments by falling length; those of one length keep their order.
+def longest_first(units: pa.Table) -> pa.Table:
+    """The units by falling number of frames; those of one length keep their order.
 
     A segment of 128 frames takes a VGG on one core more than a minute: if it comes last, the other
     cores are idle meanwhile. On a GPU it takes a second, and the order of the plan gives rounds of
     segments that are more alike.
     """
-    seconds = pc.subtract(segments["end_seconds"], segments["start_seconds"])
-    return segments.take(pc.sort_indices(pc.negate(seconds)))
+    frames = pc.subtract(units["end_index"], units["first_index"])
+    return units.take(pc.sort_indices(pc.negate(frames)))

@@ -18,12 +18,13 @@ def explained(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: nothing is there.
+        FileExistsError: a file that was to be created is there.
         StorageError: access denied, disk full, or storage out of reach after all retries.
     """
     name = redact(os.fspath(path))
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except PermissionError as error:
         raise StorageError(

@@ -5,6 +5,7 @@ object appears only when its upload completes. The usual AWS variables configure
 (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ...). Transient errors are retried with back-off.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -36,8 +37,11 @@ from caan.storage.scratch import scratch_file
 
 logger = logging.getLogger(__name__)
 
-RANGE_BUFFER_BYTES = 1 << 20
-"""Read-ahead of one range request on a large object."""
+RANGE_BLOCK_BYTES = 1 << 20
+"""Bytes of one range request on an object that is not copied to disk."""
+
+RANGE_BLOCKS = 24
+"""Blocks of an object that are kept: sound and pictures of a film may lie some megabytes apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,29 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"`{redact(os.fspath(path))}` is not valid JSON: {error}.") from error
 
 
+def create_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file that must not be there yet, in one step. Of several writers one succeeds.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    uri = normalise(path)
+    with explained(uri, "writing"):
+        if is_s3(uri):
+            s3fs_filesystem().pipe_file(uri, content, mode="create")
+            return
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        temporary = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, uri)
+        finally:
+            os.unlink(temporary)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write plain values as indented JSON, without credentials."""
     write_bytes(path, (redact(json.dumps(value, indent=2, default=str)) + "\n").encode())
@@ -368,8 +395,58 @@ def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
         yield name
 
 
-def open_ranges(uri: str) -> BinaryIO:
-    """A seekable file over an S3 object that reads ranges of RANGE_BUFFER_BYTES at most."""
-    fs, inner = filesystem(uri)
-    with explained(uri, "opening"):
-        return io.BufferedReader(fs.open_input_file(inner), RANGE_BUFFER_BYTES)  # type: ignore[type-var]
+class RangeFile(io.RawIOBase):
+    """A seekable file over an S3 object, read in blocks of which the last ones are kept."""
+
+    def __init__(self, uri: str) -> None:
+        """Open the object.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StorageError: S3 stays out of reach or denies access.
+        """
+        self.uri = uri
+        self._at = 0
+        fs, inner = filesystem(uri)
+        with explained(uri, "opening"):
+            self._file = fs.open_input_file(inner)
+            self.size = self._file.size()
+        self._block = functools.lru_cache(RANGE_BLOCKS)(self._fetch)
+
+    def _fetch(self, number: int) -> bytes:
+        start = number * RANGE_BLOCK_BYTES
+        with explained(self.uri, "reading"):
+            return self._file.read_at(min(RANGE_BLOCK_BYTES, self.size - start), start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self.size if size < 0 else min(self.size, self._at + size)
+        parts = []
+        while self._at < end:
+            number, start = divmod(self._at, RANGE_BLOCK_BYTES)
+            parts.append(self._block(number)[start : start + end - self._at])
+            self._at += len(parts[-1])
+        return b"".join(parts)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def open_ranges(uri: str) -> RangeFile:
+    """A seekable file over an S3 object that reads ranges of RANGE_BLOCK_BYTES."""
+    return RangeFile(uri)
