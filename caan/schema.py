@@ -130,7 +130,6 @@ _OUTCOME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("status", pa.string()),
     ("error", pa.string()),
     ("decoder", pa.string()),
-    ("attempt", pa.int32()),
     ("seconds_decode", pa.float64()),
     ("seconds_detect", pa.float64()),
 ]

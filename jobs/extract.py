@@ -42,7 +42,7 @@ class Job(ExtractionConfig, RunOptions):
 
 def main(job: Job) -> int:
     """Extract; give the exit code."""
-    from caan.extraction.embed import SegmentEmbedder, describe_networks
+    from caan.extraction.embed import SegmentEmbedder, bytes_per_frame, describe_networks
     from caan.features import leakage
     from jobs.runtime.forecast import forecast
     from jobs.runtime.pipeline import Pipeline
@@ -51,13 +51,13 @@ def main(job: Job) -> int:
     require_decoder(job.decoder)
     extraction = config.part(ExtractionConfig, job)
     maps = MAPS[job.pool5]
+    networks = describe_networks(extraction, maps=maps)
     run = config.part(
         Run,
         job,
         job_name="extract",
-        table=TABLE,
         config=extraction,
-        networks=describe_networks(extraction, maps=maps),
+        networks=networks,
         whole_config=config.to_dict(job),
     )
     pipeline = config.part(
@@ -66,12 +66,15 @@ def main(job: Job) -> int:
         config=extraction,
         build=partial(SegmentEmbedder, maps=maps),
         arguments=(extraction, ("face", "context")),
+        table=TABLE,
+        frame_bytes=bytes_per_frame(networks),
     )
     if job.plan_only:
         return forecast(run, pipeline, job.price_per_node_hour)
-    record = run.process(pipeline)
-    record["finetuned"] = leakage.write_beside(job.output, extraction)
-    return run.finish(record, run.statuses())
+    with run.opened() as output:
+        record = output.process(pipeline)
+        record["finetuned"] = leakage.write_beside(job.output, extraction)
+        return output.finish(record, output.writer.state.statuses())
 
 
 if __name__ == "__main__":

@@ -80,7 +80,6 @@ def main(job: Job) -> int:
         Run,
         job,
         job_name="label",
-        table=label_videos.TABLE,
         config=extraction,
         networks=networks | {"model": model.model_id, "people": config.to_dict(people)},
         whole_config=config.to_dict(job),
@@ -95,15 +94,19 @@ def main(job: Job) -> int:
         config=extraction,
         build=label_videos.build_scorer,
         arguments=(extraction, [model_ref], people.name),
+        table=label_videos.TABLE,
+        frame_bytes=label_videos.FRAME_BYTES,
         face_embedding=people,
     )
-    record = run.process(pipeline)
     label_set = model.info.label_set
-    record |= {"label_set": list(label_set), "model_id": model.model_id}
-    record |= {"model": redact(job.model) or "starter", "pooling": config.to_dict(pooling)}
-    record["num_people"] = label_videos.pool(job.output, model_ref, pooling)
-    record["files_failed"] = label_videos.write_files(job.output, label_set, job.write)
-    return run.finish(record, label_videos.statuses(job.output))
+    with run.opened() as output:
+        record = output.process(pipeline)
+        record |= {"label_set": list(label_set), "model_id": model.model_id}
+        record |= {"model": redact(job.model) or "starter", "pooling": config.to_dict(pooling)}
+        pooled = label_videos.pool(output, model_ref, pooling)
+        record["num_people"] = pooled.num_people
+        record["files_failed"] = label_videos.write_files(output, pooled, label_set, job.write)
+        return output.finish(record, pooled.statuses)
 
 
 if __name__ == "__main__":

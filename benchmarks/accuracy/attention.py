@@ -123,10 +123,10 @@ def main() -> None:
     manifest = pq.read_table(options.features / "manifest.parquet")
     record = json.loads((options.features / "run.json").read_text())
     packed = pack_features(
-        layout.latest_segments(
+        layout.read_rows(
             str(options.features),
             "features",
-            ["segment_id", "video_id", "attempt", "frames", "faces"],
+            ["segment_id", "video_id", "frames", "faces"],
         ),
         manifest,
         sorted(set(manifest["label"].to_pylist())),

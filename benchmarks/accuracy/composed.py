@@ -100,9 +100,7 @@ def main() -> None:
     )
     manifest = pq.read_table(manifest_path)
     packed = pack_features(
-        layout.latest_segments(
-            str(features), "features", ["segment_id", "video_id", "attempt", "frames", "faces"]
-        ),
+        layout.read_rows(str(features), "features", ["segment_id", "video_id", "frames", "faces"]),
         manifest,
         sorted(set(manifest["label"].to_pylist())),
     )

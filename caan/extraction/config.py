@@ -15,6 +15,8 @@ class SegmentConfig:
 
     fps: float
     """Sampled frames per second."""
+    segment_frames: int
+    """Most sampled frames of a segment."""
     detector: DetectorConfig | None
     """Face detector of the child; None where a later stage detects faces on a GPU."""
     detect_size_pixels: int
@@ -106,6 +108,7 @@ class ExtractionConfig:
         """Options of the decoding child. `detect_here=False`: a later stage detects on a GPU."""
         return SegmentConfig(
             fps=self.fps,
+            segment_frames=self.segment_frames,
             detector=self.detector_config() if detect_here else None,
             detect_size_pixels=self.detect_size_pixels,
             face_policy=self.face_policy,
@@ -126,9 +129,12 @@ class SandboxConfig:
     """Wall-clock limit of one try at one segment."""
     memory_limit_mb: int = 2500
     """Limit on the resident memory of the decoding child, in MiB."""
-    spool_mb: int = 512
-    """S3 objects up to this size in MiB are copied to local disk first; larger ones are read by
-    ranges."""
+    spool_mb: int = 2048
+    """S3 objects up to this size in MiB that one worker reads whole are copied to local disk first.
+    Of others the worker reads the ranges that it needs."""
+    spool_dir: str = ""
+    """Folder of these copies on every node; empty: the local disk with the most free space among
+    the temporary folder and the NVMe disks that are mounted."""
     max_attempts: int = 3
-    """Most tries, over resumes, at a segment whose worker died and at a video whose decoding child
-    died (crash, time or memory limit). After them the video gets that status."""
+    """Most times that the decoding child may die (crash, time or memory limit) on one video. After
+    them the rest of the video gets that status."""

@@ -145,3 +145,10 @@ def describe_networks(
         if kind in maps:
             found[f"{kind}_pool5_shape"] = list(backbone.map_shape)
     return found
+
+
+def bytes_per_frame(networks: dict[str, Any]) -> int:
+    """Bytes of the features of a frame with one face, from `describe_networks`."""
+    sizes = [networks.get(f"{kind}_dim", 0) for kind in ("face", "context")]
+    maps = [networks.get(f"{kind}_pool5_shape", [0]) for kind in ("face", "context")]
+    return 2 * (sum(sizes) + sum(math.prod(shape) for shape in maps))

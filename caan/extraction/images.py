@@ -31,7 +31,7 @@ def scratch_folder() -> str:
 
 def segment_columns(request: dict[str, Any]) -> dict[str, Any]:
     """Columns that name a segment, from a row of the plan or of a later table."""
-    names = ("segment_id", "video_id", "start_seconds", "end_seconds", "attempt", "face_box")
+    names = ("segment_id", "video_id", "start_seconds", "end_seconds", "face_box")
     return {name: request[name] for name in names}
 
 

@@ -4,10 +4,11 @@ Imports neither torch nor Ray. RetinaFace and Faster R-CNN import torch where on
 detector and runs on the CPU.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -56,7 +57,8 @@ def warm_up(config: SegmentConfig) -> None:
 def read_segment(request: dict[str, Any], config: SegmentConfig, path: str) -> CascadeCounts | None:
     """Decode a segment and write its row of IMAGES_SCHEMA as an Arrow IPC file to `path`.
 
-    `request` is a row of the plan whose `source` is the local path or s3:// object to read. The
+    `request` is one of `segments_of` a unit, whose `source` is the local path or
+    s3:// object to read. The
     row's status is `ok`, `no_face`, or `partial` where the file breaks off after some frames.
 
     With a `look_detector` the row holds the frames of the wanted stretches, and the searched key
@@ -65,52 +67,104 @@ def read_segment(request: dict[str, Any], config: SegmentConfig, path: str) -> C
     Raises:
         VideoError: no frame could be decoded.
     """
-    images = SegmentImages(request, config)
-    with ExitStack() as stack:
-        source: Any = request["source"]
-        if is_s3(source):
-            stack.enter_context(explained(source, "reading"))
-            source = stack.enter_context(open_ranges(source))
-        ranges = [(request["first_index"], request["num_frames"])]
-        looks = None
-        if config.look_detector is not None:
-            looks = SegmentLooks(request, config)
-            ranges = looks.ranges(source)
-        chunk: list[Frame] = []
-        error: str | None = None
-        start = time.perf_counter()
-        try:
-            for frame in _frames_of(ranges, source, config):
-                images.seconds_decode += time.perf_counter() - start
-                chunk.append(frame)
-                if _is_full(chunk):
-                    images.add(chunk)
-                    chunk = []
-                start = time.perf_counter()
-        except DecodeFailed as failure:
-            if not chunk and not images.frames:
-                raise
-            error = str(failure)
-        images.seconds_decode += time.perf_counter() - start
-        images.add(chunk)
-    counts = looks.add_to(images) if looks is not None else None
+    name = request["source"]
+    with explained(name, "reading") if is_s3(name) else nullcontext():
+        if config.look_detector is None:
+            images, error = _read_on(request, config)
+            counts = None
+        else:
+            images, error, counts = _read_cascade(request, config)
     table = images.table(error)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     return counts
 
 
-def _frames_of(
-    ranges: Sequence[tuple[int, int]], source: Any, config: SegmentConfig
-) -> Iterator[Frame]:
-    for first_index, num_frames in ranges:
-        yield from sample_frames(
-            source,
-            fps=config.fps,
-            first_index=first_index,
-            num_frames=num_frames,
-            decoder=config.decoder,
+class OpenVideo:
+    """The file that the child has open, and its place on the grid.
+
+    The segments of a unit follow one another, so that the next one is decoded from where the last
+    one ended.
+    """
+
+    def __init__(self, source: str, first_index: int, config: SegmentConfig) -> None:
+        self.source = source
+        self.config = config
+        self.next_index = first_index
+        self._stack = ExitStack()
+        file: Any = self._stack.enter_context(open_ranges(source)) if is_s3(source) else source
+        self._frames: Generator[Frame] = sample_frames(
+            file, fps=config.fps, first_index=first_index, decoder=config.decoder
         )
+        self._stack.callback(self._frames.close)
+
+    def is_at(self, request: dict[str, Any], config: SegmentConfig) -> bool:
+        """Whether the request begins where this video was left."""
+        return (self.source, self.next_index, self.config) == (
+            request["source"], request["first_index"], config
+        )  # fmt: skip
+
+    def take(self, num_frames: int) -> Iterator[Frame]:
+        """The next frames, at most so many."""
+        for frame in itertools.islice(self._frames, num_frames):
+            self.next_index = frame.frame_index + 1
+            yield frame
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+
+_open: OpenVideo | None = None
+
+
+def _read_on(request: dict[str, Any], config: SegmentConfig) -> tuple["SegmentImages", str | None]:
+    """The images of a segment, read on from the one before if that is possible.
+
+    What a segment holds must not depend on how work was cut. A segment with damage, or after one
+    that ended early, is therefore read from its own start.
+    """
+    global _open
+    video, _open = _open, None
+    reads_on = video is not None and video.is_at(request, config)
+    if video is not None and not reads_on:
+        video.close()
+    if video is None or not reads_on:
+        video = OpenVideo(request["source"], request["first_index"], config)
+    images = SegmentImages(request, config)
+    error = None
+    try:
+        error = images.fill(video.take(request["num_frames"]))
+    except DecodeFailed:
+        if not reads_on:
+            raise
+        error = "read again"
+    finally:
+        is_whole = error is None and len(images.frames) == request["num_frames"]
+        if is_whole and not request["is_last"]:
+            _open = video
+        else:
+            video.close()
+    return _read_on(request, config) if error and reads_on else (images, error)
+
+
+def _read_cascade(
+    request: dict[str, Any], config: SegmentConfig
+) -> tuple["SegmentImages", str | None, CascadeCounts]:
+    """The images of a segment's wanted stretches."""
+    images, looks = SegmentImages(request, config), SegmentLooks(request, config)
+    with ExitStack() as stack:
+        source: Any = request["source"]
+        if is_s3(source):
+            source = stack.enter_context(open_ranges(source))
+        frames = (
+            sample_frames(
+                source, fps=config.fps, first_index=first, num_frames=count, decoder=config.decoder
+            )
+            for first, count in looks.ranges(source)
+        )
+        error = images.fill(itertools.chain.from_iterable(frames))
+    return images, error, looks.add_to(images)
 
 
 def _is_full(chunk: Sequence[Frame | KeyFrame]) -> bool:
@@ -130,6 +184,31 @@ class SegmentImages:
         self.decoder = "pyav"
         self.seconds_decode = 0.0
         self.seconds_detect = 0.0
+
+    def fill(self, frames: Iterator[Frame]) -> str | None:
+        """Add all frames, some at a time; return the damage at which they ended, if any.
+
+        Raises:
+            DecodeFailed: the damage came before the first frame.
+        """
+        chunk: list[Frame] = []
+        error: str | None = None
+        start = time.perf_counter()
+        try:
+            for frame in frames:
+                self.seconds_decode += time.perf_counter() - start
+                chunk.append(frame)
+                if _is_full(chunk):
+                    self.add(chunk)
+                    chunk = []
+                start = time.perf_counter()
+        except DecodeFailed as failure:
+            if not chunk and not self.frames:
+                raise
+            error = str(failure)
+        self.seconds_decode += time.perf_counter() - start
+        self.add(chunk)
+        return error
 
     def add(self, chunk: Sequence[Frame]) -> None:
         """Detect faces in these frames and keep the images that the networks need."""

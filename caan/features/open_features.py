@@ -18,7 +18,7 @@ from caan.outputs import layout
 from caan.outputs.plan import check_manifest
 from caan.schema import label_set_of
 
-COLUMNS = ("segment_id", "video_id", "attempt", "frames", "faces")
+COLUMNS = ("segment_id", "video_id", "frames", "faces")
 """Columns of the features that packing reads."""
 
 
@@ -50,7 +50,7 @@ class Features:
         self, manifest: pa.Table, *, no_face: NoFace = "drop", folder: Path | None = None
     ) -> PackedVideos:
         """The manifest's videos as `pack_features` gives them, mapped from `folder` if given."""
-        tables = layout.latest_segments(self.uri, "features", list(COLUMNS))
+        tables = layout.read_rows(self.uri, "features", list(COLUMNS))
         return pack_features(tables, manifest, self.label_set, no_face=no_face, folder=folder)
 
     def map_shapes(self) -> dict[str, list[int]]:
@@ -76,7 +76,7 @@ class Features:
         columns = [*COLUMNS, *(f"{name}_pool5" for name in modalities)]
         return add_maps(
             videos,
-            layout.latest_segments(self.uri, "features", columns),
+            layout.read_rows(self.uri, "features", columns),
             {name: shapes[name] for name in modalities},
             max_bytes=int(max_gib * 2**30),
             folder=folder,

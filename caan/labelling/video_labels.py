@@ -13,7 +13,8 @@ from caan.labelling.config import PoolConfig
 from caan.models.checkpoint import LoadedModel
 from caan.models.evidence import label_of, probabilities_of, video_evidence
 from caan.models.head import HeadOutput
-from caan.people.people import Mark, VideoPeople, find_people
+from caan.people.config import Mark
+from caan.people.people import VideoPeople, find_people
 from caan.schema import FRAME_SCORES_SCHEMA, LABELS_SCHEMA, WINDOWS_SCHEMA, table_of
 
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ upright.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -94,7 +94,7 @@ def sample_frames(
     max_side_pixels: int | None = None,
     decoder: Decoder = "pyav",
     probe: VideoProbe | None = None,
-) -> Iterator[Frame]:
+) -> Generator[Frame]:
     """Frames on the grid of `fps` per second, from index `first_index`, at most `num_frames`.
 
     Frame k is the last image with presentation time at most k / fps, counted from the video's first

@@ -25,7 +25,9 @@ class Findings:
     num_videos: int = 0
     """Videos of the manifest."""
     num_segments: int = 0
-    """Segments found in the latest attempts."""
+    """Segments that the log names."""
+    num_garbage: int = 0
+    """Row files that no commit names: remains of killed runs."""
     statuses: Counter[str] = field(default_factory=Counter)
     """Number of videos by status."""
 

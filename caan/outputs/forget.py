@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from caan import schema, storage
 from caan.errors import InputError, redact
-from caan.outputs import layout
+from caan.outputs import layout, log
+from caan.outputs.lease import Lease
 from caan.outputs.verify import TABLES
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
@@ -60,10 +61,15 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
             "jobs wrote."
         )
     done = Forgotten()
+    record = storage.read_json(run_file)
+    if record.get("format") and record.get("job") in TABLES:
+        with Lease(output, "forget"):
+            done.num_rows += forget_in_log(output, TABLES[record["job"]], video_ids)
     named = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, video_ids))})(?=$|[.-])")
+    history = storage.normalise(storage.join(output, log.FOLDER)) + "/"
     for file in storage.list_files(output):
         name = file.uri.rpartition("/")[2]
-        if file.uri == storage.normalise(run_file):
+        if file.uri == storage.normalise(run_file) or file.uri.startswith(history):
             continue
         if _TEMPORARY.search(name) or named.match(name):
             storage.delete(file.uri)
@@ -76,7 +82,6 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
             text = storage.read_bytes(file.uri).decode(errors="replace")
             if any(video_id in text for video_id in video_ids):
                 done.mentions.append(file.uri)
-    record = storage.read_json(run_file)
     if record.get("is_complete") and record.get("job") in TABLES:
         counted = record | counts_of(output, record)
         if counted != record:
@@ -84,14 +89,40 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
     return done
 
 
+def forget_in_log(output: str, table: str, video_ids: Sequence[str]) -> int:
+    """Remove the videos from row files, commits and checkpoints; return the number of segments.
+
+    Row files are written anew. Then commits that name the videos are replaced by the same without
+    them: the only time that a commit changes. Repeated after a kill, it goes on where it was.
+    """
+    writer = log.LogWriter(output, "jobs.forget")
+    num_segments = layout.drop_videos(writer, video_ids)
+    layout.remove_garbage(output, table, writer.state)
+    log.write_checkpoint(output, writer.state)
+    folder = storage.join(output, log.FOLDER)
+    newest = f"checkpoint-{writer.number:08d}.parquet"
+    for name in storage.list_names(folder):
+        path = storage.join(folder, name)
+        if name.startswith("checkpoint-") and name != newest:
+            storage.delete(path)
+        elif name.endswith(".json"):
+            commit = storage.read_json(path)
+            if any(
+                video_id in videos for videos in commit["add"].values() for video_id in video_ids
+            ):
+                add = {
+                    file: {v: segments for v, segments in videos.items() if v not in video_ids}
+                    for file, videos in commit["add"].items()
+                }
+                storage.write_json(path, commit | {"add": add})
+    return num_segments
+
+
 def _filter_table(uri: str, video_ids: Sequence[str]) -> int:
     """Remove the videos' rows from one Parquet file; return their number. The file stays."""
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     if "video_id" in table.column_names:
         drop = pc.is_in(table["video_id"], value_set=pa.array(video_ids, pa.string()))
-    elif "segment_id" in table.column_names:  # a checkpoint of an unfinished shard
-        owners = pc.replace_substring_regex(table["segment_id"], r"-\d{8,}$", "")
-        drop = pc.is_in(owners, value_set=pa.array(video_ids, pa.string()))
     else:
         return 0
     num_dropped = pc.sum(drop).as_py() or 0
@@ -128,21 +159,17 @@ def _filter_text(uri: str, video_ids: Sequence[str]) -> int:
 def counts_of(output: str, record: dict[str, Any]) -> dict[str, Any]:
     """Counts of run.json, from the tables as they are now."""
     manifest = storage.read_table(storage.join(output, "manifest.parquet"), ["video_id"])
-    of_videos: dict[str, list[str]] = {}
-    columns = ["video_id", "attempt", "status"]
-    for table in layout.latest_segments(output, TABLES[record["job"]], columns):
-        for row in table.to_pylist():
-            of_videos.setdefault(row["video_id"], []).append(row["status"])
-    statuses = Counter(schema.video_status(found) for found in of_videos.values())
+    state = log.read(output)
+    statuses = Counter(state.statuses())
     if record["job"] == "label":
         statuses = Counter()
-        for name in layout.part_files(output, "labels"):
+        for name in layout.table_files(output, "labels"):
             table = storage.read_table(name, ["is_main", "status"])
             statuses.update(table.filter(table["is_main"])["status"].to_pylist())
     good = sum(statuses[status] for status in schema.GOOD_STATUSES)
     return {
         "num_videos": manifest.num_rows,
-        "num_segments": sum(len(found) for found in of_videos.values()),
+        "num_segments": state.segments.num_rows,
         "statuses": dict(sorted(statuses.items())),
         "good_share": good / max(1, manifest.num_rows),
     }

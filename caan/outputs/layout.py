@@ -1,18 +1,18 @@
-"""Layout of an output folder of extract and label: open, plan, read back.
+"""Layout of an output folder of extract, label and finetune: open it, list and read its rows.
 
-    OUTPUT/run.json                              config, fingerprint, weights, counts, seconds
-    OUTPUT/manifest.parquet                      the manifest as it was
-    OUTPUT/plan/attempt=0/shard-00000.parquet    the segments to process
-    OUTPUT/<name>/attempt=0/shard-00000/*.parquet, _SUCCESS    a row per segment
-    OUTPUT/state/                                checkpoints and tries of unfinished shards
+    OUTPUT/run.json                  config, fingerprint, weights, counts, seconds
+    OUTPUT/manifest.parquet          the manifest as it was
+    OUTPUT/lease.json                who writes now (caan.outputs.lease)
+    OUTPUT/log/                      which row files count (caan.outputs.log)
+    OUTPUT/<table>/<uuid>.parquet    rows, one per segment
 
-A retry writes under the next attempt=<n>. The row of a segment is that of its highest attempt.
+Segments that failed lie in files of their own, named `failed-<uuid>.parquet`: to try them again, a
+commit removes these files.
 """
 
 import platform
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -20,217 +20,203 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan import storage
-from caan.errors import InputError
-from caan.outputs.plan import SHARD_SEGMENTS, WATCHED, new_segments, row_per_video, shards_of
+from caan.arrow import flat_list
+from caan.errors import InputError, redact
+from caan.outputs import lease, log
+from caan.outputs.log import RECEIPTS_SCHEMA, LogWriter
+from caan.schema import GOOD_STATUSES
 
-SUCCESS = "_SUCCESS"
+FORMAT = 2
+"""Number of this layout in run.json."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A part of the plan, which the stages process in one go, and the place of its rows."""
-
-    output: str
-    """The output folder."""
-    name: str
-    """Name of the table, such as `features`."""
-    attempt: int
-    """0, or the number of the retry."""
-    number: int
-    """Number within the attempt."""
-
-    @property
-    def plan(self) -> str:
-        """Parquet file of its segments."""
-        return storage.join(
-            self.output, "plan", f"attempt={self.attempt}", f"shard-{self.number:05d}.parquet"
-        )
-
-    @property
-    def folder(self) -> str:
-        """Folder of its rows."""
-        return storage.join(
-            self.output, self.name, f"attempt={self.attempt}", f"shard-{self.number:05d}"
-        )
-
-    @property
-    def state(self) -> str:
-        """Folder of its checkpoint and tries; deleted when the shard is finished."""
-        return storage.join(self.output, "state", f"attempt={self.attempt}-shard-{self.number:05d}")
-
-    def is_finished(self) -> bool:
-        """Whether all its rows are written."""
-        return storage.exists(storage.join(self.folder, SUCCESS))
+ROW_GROUP_BYTES = 4 << 20
+"""About the size of a row group: what a reader of one video's rows reads at least."""
 
 
-def open_output(output: str, config: dict[str, Any], fingerprint: str, on_change: str) -> None:
-    """Check that `output` is new or was begun with the same config; with `recompute` empty it.
+def open_output(output: str, config: dict[str, Any], fingerprint: str, on_change: str) -> bool:
+    """Check that `output` is new or was begun with the same config; write run.json where it is new.
+
+    Returns whether it holds rows of another config, which `clear` removes.
 
     Raises:
-        InputError: it holds other files, or the output of another config and `on_change=error`.
+        InputError: it holds other files, rows of another engine, or the output of another config
+            and `on_change=error`.
     """
     storage.check_writable(output)
     run_file = storage.join(output, "run.json")
-    if storage.exists(run_file):
-        old = storage.read_json(run_file)
-        if old.get("fingerprint") == fingerprint:
-            return
-        if on_change != "recompute":
-            before, after = old.get("fingerprint_of", {}), config
-            names = sorted(set(before) | set(after))
-            changed = [
-                f"{name} ({before.get(name)} -> {after.get(name)})"
-                for name in names
-                if before.get(name) != after.get(name)
-            ]
-            raise InputError(
-                f"`{output}` was made with other options: {', '.join(changed) or 'unknown'}. "
-                "Use another --output, or `--on-change recompute` to compute it again."
-            )
-        # run.json goes last: after a kill in between, the same command recognises the folder.
-        for file in _files(output):
-            if file.uri != storage.normalise(run_file):
-                storage.delete(file.uri)
-        storage.delete(output)
-    elif any(not f.uri.rpartition("/")[2].startswith(".") for f in _files(output)):
-        raise InputError(f"`{output}` has files but no run.json: use another --output.")
-    storage.write_json(
-        run_file,
-        {"fingerprint": fingerprint, "fingerprint_of": config, "is_complete": False},
-    )
+    if not storage.exists(run_file):
+        found = (file.uri.rpartition("/")[2] for file in _files(output))
+        if any(not name.startswith(".") and name != lease.FILE for name in found):
+            raise InputError(f"`{redact(output)}` has files but no run.json: use another --output.")
+        begin_record(output, config, fingerprint)
+        return False
+    old = storage.read_json(run_file)
+    check_format(output, old)
+    if old.get("fingerprint") == fingerprint:
+        return False
+    if on_change != "recompute":
+        before, after = old.get("fingerprint_of", {}), config
+        names = sorted(set(before) | set(after))
+        changed = [
+            f"{name} ({before.get(name)} -> {after.get(name)})"
+            for name in names
+            if before.get(name) != after.get(name)
+        ]
+        raise InputError(
+            f"`{redact(output)}` was made with other options: {', '.join(changed) or 'unknown'}. "
+            "Use another --output, or `--on-change recompute` to compute it again."
+        )
+    return True
+
+
+def begin_record(output: str, config: dict[str, Any], fingerprint: str) -> None:
+    """Write the run.json of a run that is not finished."""
+    record = {"format": FORMAT, "fingerprint": fingerprint, "fingerprint_of": config}
+    storage.write_json(storage.join(output, "run.json"), record | {"is_complete": False})
+
+
+def check_format(output: str, record: dict[str, Any]) -> None:
+    """Refuse an output of an earlier engine.
+
+    Raises:
+        InputError: `record`, its run.json, says so.
+    """
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"`{redact(output)}` was written by an earlier engine, whose rows this one does not "
+            "read: make it anew in another --output."
+        )
+
+
+def clear(writer: LogWriter) -> None:
+    """Remove all rows and files of an output but its log, its lease and run.json.
+
+    run.json stays, so that after a kill the same command recognises the folder.
+    """
+    output = writer.output
+    names = pc.unique(writer.state.segments["file"]).to_pylist()
+    if names:
+        writer.commit(RECEIPTS_SCHEMA.empty_table(), names)
+    kept = {storage.normalise(storage.join(output, name)) for name in ("run.json", lease.FILE)}
+    history = storage.normalise(storage.join(output, log.FOLDER)) + "/"
+    for file in _files(output):
+        if file.uri not in kept and not file.uri.startswith(history):
+            storage.delete(file.uri)
 
 
 def _files(folder: str) -> list[storage.StoredFile]:
     return storage.list_files(folder) if storage.exists(folder) else []
 
 
-def existing_shards(output: str, name: str) -> list[Shard]:
-    """Shards that have a plan, in order."""
-    found = []
-    for file in _files(storage.join(output, "plan")):
-        if match := re.search(r"/attempt=(\d+)/shard-(\d+)\.parquet$", file.uri):
-            attempt, number = int(match[1]), int(match[2])
-            found.append(Shard(output=output, name=name, attempt=attempt, number=number))
-    return sorted(found, key=lambda shard: (shard.attempt, shard.number))
+def table_files(output: str, table: str) -> list[str]:
+    """Parquet files of a table of extract or label, to be read by any reader of Parquet.
 
-
-def extend_plan(
-    output: str,
-    name: str,
-    plan: pa.Table,
-    *,
-    retry_failed: bool,
-    recompute_changed: bool = False,
-    watched: Sequence[str] = WATCHED,
-) -> list[Shard]:
-    """Write the new segments of `plan` as shards; return all shards.
-
-    With `retry_failed` failed videos get a new attempt, with `recompute_changed` changed ones.
+    `features` and `segment_scores` are the files that the log names; `labels`, `windows` and
+    `frame_scores` are folders whose files are replaced as a whole.
 
     Raises:
-        InputError: a video changed since an earlier plan, in one of its columns `watched`, and
-            `recompute_changed` is off.
+        StorageError: the log is damaged.
     """
-    shards = existing_shards(output, name)
-    done = None
-    if shards:
-        done = pa.concat_tables([storage.read_table(shard.plan) for shard in shards])
-    again: set[str] = set()
-    if done is not None and recompute_changed:
-        again = _changed_videos(plan, done, watched)
-        done = done.filter(
-            pc.invert(pc.is_in(done["video_id"], pa.array(sorted(again), pa.string())))
-        )
-    new = new_segments(plan, done, watched)
-    first_time = new.filter(
-        pc.invert(pc.is_in(new["video_id"], pa.array(sorted(again), pa.string())))
-    )
-    for number, shard_plan in enumerate(
-        shards_of(first_time, SHARD_SEGMENTS),
-        start=sum(shard.attempt == 0 for shard in shards),
-    ):
-        shard = Shard(output=output, name=name, attempt=0, number=number)
-        storage.write_table(shard_plan, shard.plan)
-    if retry_failed and shards and all(shard.is_finished() for shard in shards):
-        again |= failed_videos(output, name)
-    if again:
-        attempt = max(shard.attempt for shard in shards) + 1
-        retried = plan.filter(pc.is_in(plan["video_id"], pa.array(sorted(again), pa.string())))
-        column = plan.schema.get_field_index("attempt")
-        numbers = pa.array([attempt] * retried.num_rows, pa.int32())
-        retried = retried.set_column(column, plan.schema.field(column), numbers)
-        for number, shard_plan in enumerate(shards_of(retried, SHARD_SEGMENTS)):
-            shard = Shard(output=output, name=name, attempt=attempt, number=number)
-            storage.write_table(shard_plan, shard.plan)
-    return existing_shards(output, name)
+    if table in ("labels", "windows", "frame_scores"):
+        files = _files(storage.join(output, table))
+        return [file.uri for file in files if file.uri.endswith(".parquet")]
+    return [storage.join(output, name) for name in log.read(output).files(table)]
 
 
-def _changed_videos(plan: pa.Table, done: pa.Table, watched: Sequence[str]) -> set[str]:
-    before, now = (row_per_video(t.select(["video_id", *watched])) for t in (done, plan))
-    old = {row.pop("video_id"): row for row in before.to_pylist()}
-    return {
-        row["video_id"]
-        for row in now.to_pylist()
-        if any(old.get(row["video_id"], row)[name] != row[name] for name in watched)
-    }
-
-
-def failed_videos(output: str, name: str) -> set[str]:
-    """Videos with a segment whose latest row is a failure."""
-    failed: set[str] = set()
-    columns = ["segment_id", "video_id", "attempt", "status"]
-    for table in latest_segments(output, name, columns):
-        bad = pc.invert(pc.is_in(table["status"], pa.array(["ok", "no_face"])))
-        failed |= set(table.filter(bad)["video_id"].to_pylist())
-    return failed
-
-
-def part_files(output: str, name: str) -> list[str]:
-    """Parquet files of a table, of all attempts and shards."""
-    return [
-        file.uri for file in _files(storage.join(output, name)) if file.uri.endswith(".parquet")
-    ]
-
-
-def latest_segments(
-    output: str,
-    name: str,
-    columns: list[str] | None = None,
-    *,
-    only: list[str] | None = None,
-) -> Iterator[pa.Table]:
-    """The table's rows, file by file; each segment once, by the row of its highest attempt.
-
-    `only` names the files to read; they must hold every row of the wanted videos. All rows of a
-    video are those of its latest attempt: old segments of a file that is now shorter are left out.
+def read_rows(output: str, table: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a table, file by file; every segment stands there once.
 
     Raises:
         InputError: there is no such table in `output`.
     """
-    files = only if only is not None else part_files(output, name)
+    files = table_files(output, table)
     if not files:
         raise InputError(
-            f"`{output}` has no finished `{name}`: run the job that writes it, or check the path."
+            f"`{redact(output)}` has no finished `{table}`: run the job that writes it, or check "
+            "the path."
         )
-    latest: dict[str, int] = {}
-    keys = ["video_id", "attempt"]
-    attempts = {file: int(re.search(r"/attempt=(\d+)/", file)[1]) for file in files}  # type: ignore[index]
-    if max(attempts.values()) > 0:
-        for file in files:
-            for row in storage.read_table(file, keys).to_pylist():
-                latest[row["video_id"]] = max(latest.get(row["video_id"], 0), row["attempt"])
     for file in files:
-        if not latest:
-            table = storage.read_table(file, columns)
-        else:
-            read = columns and [*columns, *(key for key in keys if key not in columns)]
-            table = storage.read_table(file, read)
-            keep = [
-                latest[row["video_id"]] == row["attempt"] for row in table.select(keys).to_pylist()
-            ]
-            table = table.filter(pa.array(keep, pa.bool_())).select(columns or table.column_names)
-        if table.num_rows:
-            yield table
+        rows = storage.read_table(file, columns)
+        if rows.num_rows:
+            yield rows
+
+
+def write_rows(rows: pa.Table, output: str, table: str) -> pa.Table:
+    """Write segments as row files; return their receipts, which a commit makes count.
+
+    Sorted by segment, in row groups of a few MB: a reader of one video's rows then reads little
+    else.
+    """
+    is_good = pc.is_in(rows["status"], pa.array(GOOD_STATUSES))
+    parts = {"": rows.filter(is_good), "failed-": rows.filter(pc.invert(is_good))}
+    receipts = []
+    for prefix, part in parts.items():
+        if part.num_rows:
+            name = f"{table}/{prefix}{uuid.uuid4().hex}.parquet"
+            part = part.sort_by("segment_id")
+            rows_per_group = max(1, ROW_GROUP_BYTES * part.num_rows // max(1, part.nbytes))
+            storage.write_table(part, storage.join(output, name), rows_per_group)
+            receipts.append(receipts_of(part, name))
+    return pa.concat_tables(receipts)
+
+
+def receipts_of(rows: pa.Table, name: str) -> pa.Table:
+    """RECEIPTS_SCHEMA of the segments of one row file."""
+    number = pc.struct_field(pc.extract_regex(rows["segment_id"], r"-(?P<n>\d+)$"), [0])
+    first = number.cast(pa.int64())
+    if "faces" in rows.column_names:
+        _, offsets = flat_list(rows["faces"])
+        num_faces = pc.subtract(offsets[1:], offsets[:-1])
+    else:
+        num_faces = pa.array([0] * rows.num_rows)
+    columns = [
+        pa.repeat(name, rows.num_rows), rows["video_id"], first, rows["status"],
+        num_faces.cast(pa.int32()),
+    ]  # fmt: skip
+    return pa.table(columns, schema=RECEIPTS_SCHEMA)
+
+
+def drop_videos(
+    writer: LogWriter,
+    video_ids: Sequence[str],
+    apply: Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]] = map,
+) -> int:
+    """Remove all segments of these videos from an output; return their number.
+
+    Row files that hold other videos too are written anew without them, by `apply`, which works as
+    `map` does. One commit makes the new files count in place of the old ones.
+    """
+    segments = writer.state.of_videos(video_ids)
+    names = pc.unique(segments["file"]).to_pylist()
+    if names:
+        works = [(writer.output, name, tuple(video_ids)) for name in names]
+        receipts = [RECEIPTS_SCHEMA.empty_table(), *apply(_without, works)]
+        writer.commit(pa.concat_tables(receipts), names)
+        for name in names:
+            storage.delete(storage.join(writer.output, name))
+    return segments.num_rows
+
+
+def _without(work: tuple[str, str, tuple[str, ...]]) -> pa.Table:
+    """Write a row file anew without some videos; return the receipts of the new file."""
+    output, name, video_ids = work
+    rows = storage.read_table(storage.join(output, name))
+    rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], pa.array(video_ids, pa.string()))))
+    if not rows.num_rows:
+        return RECEIPTS_SCHEMA.empty_table()
+    return write_rows(rows, output, name.partition("/")[0])
+
+
+def remove_garbage(output: str, table: str, state: log.State) -> int:
+    """Delete row files of a table that no commit names; return their number.
+
+    Only the holder of the lease may do this: other writers' files are not committed yet.
+    """
+    named = {storage.normalise(storage.join(output, name)) for name in state.files(table)}
+    garbage = [f.uri for f in _files(storage.join(output, table)) if f.uri not in named]
+    for uri in garbage:
+        storage.delete(uri)
+    return len(garbage)
 
 
 def versions() -> dict[str, str]:

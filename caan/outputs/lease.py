@@ -29,7 +29,7 @@ EXPIRY_SECONDS = 120.0
 
 
 class Lease:
-    """This process's right to write to an output; `release` it at the end."""
+    """This process's right to write to an output, given back at the end of `with`."""
 
     def __init__(self, output: str, job: str, *, take_over: bool = False) -> None:
         """Take the lease.
@@ -91,14 +91,19 @@ class Lease:
         storage.write_bytes(self.path, self._content())
 
     def renew(self) -> None:
-        """Say that this driver lives, if that is due. Ends silently where another holds the lease:
-        the next commit tells."""
+        """Say that this driver lives, if that is due; nothing where another holds the lease."""
         if time.monotonic() - self.renewed_at < RENEW_SECONDS:
             return
         self.renewed_at = time.monotonic()
         if self._is_ours():
             self.said["renewed"] = _now()
             storage.write_bytes(self.path, self._content())
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give the lease back."""

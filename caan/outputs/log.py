@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from caan import storage
 from caan.errors import InputError, StorageError, redact
-from caan.schema import GOOD_STATUSES, video_status
+from caan.schema import video_status
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +105,10 @@ class State:
             kinds[tuple(codes_of_video.tolist())] += 1
         return [([names[code] for code in kind], count) for kind, count in kinds.items()]
 
-    def failed_videos(self) -> list[str]:
-        """Videos with a segment that failed, sorted."""
-        good = pc.is_in(self.segments["status"].cast(pa.string()), pa.array(GOOD_STATUSES))
-        return sorted(pc.unique(self.segments.filter(pc.invert(good))["video_id"]).to_pylist())
+    def failed_files(self) -> list[str]:
+        """Names of the row files of failed segments, sorted."""
+        names = pc.unique(self.segments["file"]).to_pylist()
+        return sorted(name for name in names if "/failed-" in name)
 
     def of_videos(self, video_ids: Sequence[str]) -> pa.Table:
         """The rows of `segments` of these videos."""
@@ -185,7 +185,7 @@ def _as_json(receipts: pa.Table) -> dict[str, dict[str, list[list[Any]]]]:
 
 
 class LogWriter:
-    """The one writer of an output: commits receipts in the order in which they come."""
+    """The one writer of an output: makes row files count, one commit after another."""
 
     def __init__(self, output: str, writer: str) -> None:
         """Read the log and take its next number, so that any other writer's next commit fails.
@@ -194,11 +194,23 @@ class LogWriter:
         """
         self.output = output
         self.writer = writer
-        self.state = read(output)
+        self._state = read(output)
+        self._later: list[dict[str, Any]] = []
         while not self._create({}, []):
-            self.state = read(output)
-        self.state = _after(self.state, [{"add": {}, "remove": []}])
-        self._pending: list[dict[str, Any]] = []
+            self._state = read(output)
+        self._later.append({"add": {}, "remove": []})
+
+    @property
+    def state(self) -> State:
+        """What counts now."""
+        if self._later:
+            self._state, self._later = _after(self._state, self._later), []
+        return self._state
+
+    @property
+    def number(self) -> int:
+        """The last commit."""
+        return self._state.number + len(self._later)
 
     def commit(self, receipts: pa.Table, remove: Sequence[str] = ()) -> None:
         """Make the files of `receipts` (RECEIPTS_SCHEMA) count, and those of `remove` no more.
@@ -208,19 +220,19 @@ class LogWriter:
         """
         add = _as_json(receipts)
         if not self._create(add, list(remove)):
-            holder = storage.read_json(path_of(self.output, self.state.number + 1))["writer"]
+            holder = storage.read_json(path_of(self.output, self.number + 1))["writer"]
             raise LostOutput(
                 f"`{redact(self.output)}` was taken over by {holder}: this run stops. What it had "
                 "committed stays, and the other run does the rest."
             )
-        self.state = _after(self.state, [{"add": add, "remove": list(remove)}])
-        if self.state.number % CHECKPOINT_COMMITS == CHECKPOINT_COMMITS - 1:
+        self._later.append({"add": add, "remove": list(remove)})
+        if self.number % CHECKPOINT_COMMITS == CHECKPOINT_COMMITS - 1:
             write_checkpoint(self.output, self.state)
 
     def _create(self, add: dict[str, Any], remove: list[str]) -> bool:
         """Create the next commit; False if another writer's is there."""
         said = {"writer": self.writer, "add": add, "remove": remove}
-        path = path_of(self.output, self.state.number + 1)
+        path = path_of(self.output, self.number + 1)
         try:
             storage.create_bytes(path, json.dumps(said, separators=(",", ":")).encode())
         except FileExistsError:

@@ -23,6 +23,7 @@ from caan.schema import (
 )
 from caan.storage.paths import normalise
 
+
 def check_manifest(table: pa.Table, name: str) -> pa.Table:
     """Check a manifest and give it all columns of MANIFEST_SCHEMA, in their types.
 

@@ -5,29 +5,29 @@ decompressed, and its checksum is compared if it has one.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from caan import config as configs
 from caan import storage
 from caan.errors import InputError, redact
-from caan.outputs import layout
+from caan.outputs import layout, log
 from caan.outputs.findings import PTS_TOLERANCE_SECONDS, Findings, has_schema, read_part
-from caan.outputs.layout import Shard
+from caan.outputs.lease import Lease
+from caan.outputs.plan import Plan, check_manifest, plan
 from caan.outputs.verify_labels import check_labels
 from caan.schema import (
     GOOD_STATUSES,
     MANIFEST_SCHEMA,
-    PLAN_SCHEMA,
     STATUSES,
     features_schema,
+    segment_id_of,
     segment_scores_schema,
-    video_status,
 )
 
 TABLES = {"extract": "features", "label": "segment_scores"}
@@ -53,6 +53,8 @@ def verify(path: str) -> Findings:
             " or jobs.label wrote, or a manifest (.parquet)."
         )
     record = storage.read_json(storage.join(path, "run.json"))
+    if record.get("job") in TABLES:
+        layout.check_format(path, record)
     if not record.get("is_complete"):
         findings.add("run.json says that the run is not finished: run the same command again")
         return findings
@@ -62,13 +64,27 @@ def verify(path: str) -> Findings:
             f"{', '.join(TABLES)} and manifests can be verified."
         )
     videos = _check_manifest(storage.join(path, "manifest.parquet"), findings)
-    of_videos = _check_segments(path, record, videos, findings)
+    state = _check_segments(path, record, findings)
     if record["job"] == "label":
         findings.statuses = check_labels(path, record, videos, findings)
     else:
-        findings.statuses = Counter(video_status(found) for found in of_videos.values())
+        findings.statuses = Counter(state.statuses())
     _check_record(record, findings)
     return findings
+
+
+def clean(output: str) -> int:
+    """Delete the row files of an output that no commit names; return their number.
+
+    Raises:
+        InputError: it is no output of extract or label, or a driver writes to it.
+    """
+    run_file = storage.join(output, "run.json")
+    record = storage.read_json(run_file) if storage.exists(run_file) else {}
+    layout.check_format(output, record)
+    with Lease(output, "verify"):
+        state = log.read(output)
+        return sum(layout.remove_garbage(output, table, state) for table in TABLES.values())
 
 
 def _check_manifest(uri: str, findings: Findings) -> set[str]:
@@ -86,98 +102,103 @@ def _check_manifest(uri: str, findings: Findings) -> set[str]:
     return set(counts)
 
 
-def _check_segments(
-    output: str, record: dict[str, Any], videos: set[str], findings: Findings
-) -> dict[str, list[str]]:
-    """Compare plan and rows, shard by shard; return the statuses of each video's segments."""
-    name = TABLES[record["job"]]
-    shards = layout.existing_shards(output, name)
-    plans: list[tuple[Shard, pa.Table]] = []
-    latest: dict[str, int] = {}
-    for shard in shards:
-        plan = read_part(shard.plan, findings)
-        if plan is None or not has_schema(plan, PLAN_SCHEMA, shard.plan, findings):
-            continue
-        plans.append((shard, plan))
-        for video_id in set(plan["video_id"].to_pylist()):
-            latest[video_id] = max(latest.get(video_id, 0), shard.attempt)
-    findings.add("videos of the manifest were never planned", videos - set(latest))
-    findings.add("videos of the output are not in the manifest", set(latest) - videos)
-    files = layout.part_files(output, name)
-    folders = {re.sub(r"/[^/]*$", "", file) for file in files}
-    known = {storage.normalise(shard.folder) for shard in shards}
-    findings.add("folders of rows have no plan", folders - known)
-    of_videos: dict[str, list[str]] = {}
-    for shard, plan in plans:
-        if not shard.is_finished():
-            findings.add(f"`{shard.folder}` is not finished: run the same command again")
-        folder = storage.normalise(shard.folder)
-        rows = _rows_of_shard([f for f in files if f.startswith(folder + "/")], record, findings)
-        by_id = {row["segment_id"]: row for row in plan.to_pylist()}
-        if len(by_id) != plan.num_rows:
-            findings.add(f"`{shard.plan}` names segments twice")
-        seen: Counter[str] = Counter()
-        off_plan, off_grid = [], []
-        for row in rows:
+def _check_segments(output: str, record: dict[str, Any], findings: Findings) -> log.State:
+    """Compare plan, log and row files, one file at a time."""
+    table = TABLES[record["job"]]
+    state = log.read(output)
+    findings.num_segments = state.segments.num_rows
+    options = record["fingerprint_of"]
+    manifest_file = storage.join(output, "manifest.parquet")
+    manifest = check_manifest(storage.read_table(manifest_file), manifest_file)
+    planned = plan(manifest, fps=options["fps"], segment_frames=options["segment_frames"])
+    ids = manifest["video_id"].to_numpy()
+    lost_N = planned.not_in(state.segments)
+    findings.add(
+        "segments are lost",
+        map(segment_id_of, ids[planned.video_N[lost_N]][:4], planned.first_N[lost_N][:4].tolist()),
+    )
+    videos = {video_id: row for row, video_id in enumerate(ids)}
+    seen: set[str] = set()
+    twice, foreign, off_grid, off_log = [], [], [], []
+    for name in state.files(table):
+        in_file = state.segments.filter(pc.equal(state.segments["file"].cast(pa.string()), name))
+        in_file = in_file.select(["video_id", "first_index", "status", "num_faces"])
+        said = {
+            segment_id_of(s["video_id"], s["first_index"]): (s["status"], s["num_faces"])
+            for s in in_file.to_pylist()
+        }
+        found: Counter[str] = Counter()
+        for row in _rows_of_file(storage.join(output, name), record, findings):
             segment_id = row["segment_id"]
-            seen[segment_id] += 1
-            request = by_id.get(segment_id)
+            found[segment_id] += 1
+            if segment_id in seen:
+                twice.append(segment_id)
+            seen.add(segment_id)
+            if said.get(segment_id) != (row["status"], len(row["face_index"])):
+                off_log.append(segment_id)
+            request = _request(planned, videos, segment_id)
             if request is None:
-                continue
-            keys = ("video_id", "start_seconds", "end_seconds", "attempt")
-            if any(row[key] != request[key] for key in keys):
-                off_plan.append(segment_id)
-            if not _is_on_grid(row, request, record["fingerprint_of"]):
+                foreign.append(segment_id)
+            elif not _is_on_grid(row, request, options):
                 off_grid.append(segment_id)
-            if latest[request["video_id"]] == shard.attempt and seen[segment_id] == 1:
-                of_videos.setdefault(request["video_id"], []).append(row["status"])
-                findings.num_segments += 1
-        findings.add("segments are lost", set(by_id) - set(seen))
-        findings.add("segments stand twice", (s for s, n in seen.items() if n > 1))
-        findings.add("segments were never planned", set(seen) - set(by_id))
-        findings.add("segments differ from the plan (video, time or attempt)", off_plan)
-        findings.add("frames are not on the grid", off_grid)
-    return of_videos
+        off_log += [segment_id for segment_id in said if segment_id not in found]
+    findings.add("segments stand twice", twice)
+    findings.add("segments were never planned", foreign)
+    findings.add("row files hold other segments than the log says", off_log)
+    findings.add("frames are not on the grid", off_grid)
+    named = {storage.normalise(storage.join(output, name)) for name in state.files(table)}
+    folder = storage.join(output, table)
+    stored = storage.list_files(folder) if storage.exists(folder) else []
+    findings.num_garbage = sum(file.uri not in named for file in stored)
+    return state
 
 
-def _rows_of_shard(
-    files: list[str], record: dict[str, Any], findings: Findings
-) -> Iterator[dict[str, Any]]:
+def _request(planned: Plan, videos: dict[str, int], segment_id: str) -> dict[str, int] | None:
+    """First grid frame and most frames of a segment; None: the plan does not have it."""
+    video_id, _, number = segment_id.rpartition("-")
+    row = videos.get(video_id)
+    if row is None or not number.isdigit():
+        return None
+    first, end = int(number), int(planned.end_V[row])
+    past = first - int(planned.first_V[row])
+    if past < 0 or past % planned.segment_frames or (first >= end and past):
+        return None
+    count = min(planned.segment_frames, end - first)
+    reach = int(planned.reach_V[row]) if first + count >= end else 0
+    return {"first_index": first, "num_frames": count + reach}
+
+
+def _rows_of_file(uri: str, record: dict[str, Any], findings: Findings) -> Iterator[dict[str, Any]]:
     """Check vectors and boxes; give the rows without them, frames and faces as arrays."""
-    for uri in files:
-        table = read_part(uri, findings)
-        schema = None if table is None else _segment_schema(table, record)
-        if table is None or schema is None:
-            if table is not None:
-                findings.add(f"`{redact(uri)}` has no vectors: another table")
-            continue
-        if not has_schema(table, schema, uri, findings):
-            continue
-        frame_ends, frames = _items(table["frames"])
-        face_ends, faces = _items(table["faces"])
-        for items in (frames, faces):
-            for part in items.type:
-                if pa.types.is_fixed_size_list(part.type) and not _is_finite(items, part.name):
-                    findings.add(f"`{redact(uri)}`: {part.name} has values not finite")
-        index = frames.field("frame_index").to_numpy(zero_copy_only=False)
-        pts = frames.field("pts_seconds").to_numpy(zero_copy_only=False)
-        face_index = faces.field("frame_index").to_numpy(zero_copy_only=False)
-        _check_boxes(faces, uri, findings)
-        lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
-        plain = table.drop_columns(lists).to_pylist()
-        bad = []
-        for n, row in enumerate(plain):
-            at = slice(frame_ends[n], frame_ends[n + 1])
-            of_faces = face_index[face_ends[n] : face_ends[n + 1]]
-            failed = row["status"] not in GOOD_STATUSES
-            if row["status"] not in STATUSES or (
-                failed and (at.stop > at.start or not row["error"])
-            ):
-                bad.append(row["segment_id"])
-            yield row | {"frame_index": index[at], "pts": pts[at], "face_index": of_faces}
-        findings.add(
-            "segments have an unknown status, or failed with frames or without an error", bad
-        )
+    table = read_part(uri, findings)
+    schema = None if table is None else _segment_schema(table, record)
+    if table is None or schema is None:
+        if table is not None:
+            findings.add(f"`{redact(uri)}` has no vectors: another table")
+        return
+    if not has_schema(table, schema, uri, findings):
+        return
+    frame_ends, frames = _items(table["frames"])
+    face_ends, faces = _items(table["faces"])
+    for items in (frames, faces):
+        for part in items.type:
+            if pa.types.is_fixed_size_list(part.type) and not _is_finite(items, part.name):
+                findings.add(f"`{redact(uri)}`: {part.name} has values not finite")
+    index = frames.field("frame_index").to_numpy(zero_copy_only=False)
+    pts = frames.field("pts_seconds").to_numpy(zero_copy_only=False)
+    face_index = faces.field("frame_index").to_numpy(zero_copy_only=False)
+    _check_boxes(faces, uri, findings)
+    lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
+    plain = table.drop_columns(lists).to_pylist()
+    bad = []
+    for n, row in enumerate(plain):
+        at = slice(frame_ends[n], frame_ends[n + 1])
+        of_faces = face_index[face_ends[n] : face_ends[n + 1]]
+        failed = row["status"] not in GOOD_STATUSES
+        if row["status"] not in STATUSES or (failed and (at.stop > at.start or not row["error"])):
+            bad.append(row["segment_id"])
+        yield row | {"frame_index": index[at], "pts": pts[at], "face_index": of_faces}
+    findings.add("segments have an unknown status, or failed with frames or without an error", bad)
 
 
 def _segment_schema(table: pa.Table, record: dict[str, Any]) -> pa.Schema | None:

@@ -20,7 +20,7 @@ def check_labels(
     statuses: Counter[str] = Counter()
     odd, foreign = [], []
     label_set = {*record["label_set"], UNCERTAIN}
-    for uri in layout.part_files(output, "labels"):
+    for uri in layout.table_files(output, "labels"):
         table = read_part(uri, findings)
         if table is None or not has_schema(table, LABELS_SCHEMA, uri, findings):
             continue
@@ -58,7 +58,7 @@ def _check_windows(
 ) -> None:
     """Check the windows of a run: unique, of people in the labels, of the configured length."""
     wanted = record.get("pooling", {}).get("window_seconds", 0.0)
-    files = layout.part_files(output, "windows")
+    files = layout.table_files(output, "windows")
     if wanted and not files:
         findings.add("run.json says that there are windows, and there is no table of them")
     label_set = {*record["label_set"], UNCERTAIN}
@@ -88,7 +88,7 @@ def _check_frame_scores(
     fps = record["fingerprint_of"]["fps"]
     sums: dict[tuple[str, str | None], float] = {}
     off_grid = []
-    for uri in layout.part_files(output, "frame_scores"):
+    for uri in layout.table_files(output, "frame_scores"):
         table = read_part(uri, findings)
         if table is None or not has_schema(table, FRAME_SCORES_SCHEMA, uri, findings):
             continue

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from caan.errors import InputError
+from caan.faces.detection import Box
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -100,3 +101,13 @@ def face_embedding_name(wanted: str, face_backbone: str, *, is_random: bool) -> 
     if wanted != "auto":
         return wanted
     return "vggface" if has_own else "dlib"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """The marked person of a manifest row."""
+
+    box: Box
+    """`face_box`: x0, y0, x1, y1 in pixels of the full-size image."""
+    pts_seconds: float | None
+    """`face_pts_seconds`; None: not known."""

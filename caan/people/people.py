@@ -8,21 +8,11 @@ import pyarrow as pa
 
 from caan.arrow import flat_list, numbers
 from caan.faces.build import DETECTORS, LONE_SECONDS
-from caan.faces.detection import Box, Policy, iou
-from caan.people.config import TrackConfig
+from caan.faces.detection import Policy, iou
+from caan.people.config import Mark, TrackConfig
 from caan.people.detections import DROPPED, Detections, Frames
 from caan.people.tracking import follow_faces, select_people
 from caan.schema import video_status
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """The marked person of a manifest row."""
-
-    box: Box
-    """`face_box`: x0, y0, x1, y1 in pixels of the full-size image."""
-    pts_seconds: float | None
-    """`face_pts_seconds`; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,14 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
@@ -33,7 +34,7 @@ from caan.storage.paths import (
     normalise,
     s3fs_filesystem,
 )
-from caan.storage.scratch import scratch_file
+from caan.storage.scratch import scratch_file, spool_folder
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +238,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_bytes(path, (redact(json.dumps(value, indent=2, default=str)) + "\n").encode())
 
 
-def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
+def read_table(
+    path: str | os.PathLike[str],
+    columns: list[str] | None = None,
+    *,
+    video_ids: Sequence[str] | None = None,
+) -> pa.Table:
     """One Parquet file, or all Parquet files under a folder in order of their names.
+
+    With `video_ids` the rows of these videos alone; row groups without them are not read.
 
     Raises:
         InputError: nothing is there, it is not Parquet, or its files do not fit together.
@@ -251,11 +259,16 @@ def read_table(path: str | os.PathLike[str], columns: list[str] | None = None) -
     ]
     if not names:
         raise InputError(f"no Parquet file is under `{redact(os.fspath(path))}`.")
+    wanted = None if video_ids is None else pc.field("video_id").isin(list(video_ids))
     tables = []
     for name in names:
         try:
             with explained(name, "reading"):
-                tables.append(pq.read_table(filesystem(name)[1], filesystem=fs, columns=columns))
+                tables.append(
+                    pq.read_table(
+                        filesystem(name)[1], filesystem=fs, columns=columns, filters=wanted
+                    )
+                )
         except (pa.ArrowInvalid, StorageError) as error:
             if isinstance(error, StorageError) and not _is_no_parquet(str(error)):
                 raise
@@ -272,10 +285,14 @@ def _is_no_parquet(text: str) -> bool:
     return any(mark in text for mark in ("Parquet magic bytes", "Parquet file size", "footer"))
 
 
-def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
+def write_table(
+    table: pa.Table, path: str | os.PathLike[str], rows_per_group: int | None = None
+) -> None:
     """Write one Parquet file (zstd, with page checksums) as a whole."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table, buffer, row_group_size=rows_per_group, compression="zstd", write_page_checksum=True
+    )
     write_bytes(path, buffer.getvalue())
 
 
@@ -370,10 +387,13 @@ def _download(uri: str, target: Path) -> None:
 
 
 @contextmanager
-def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
-    """A path to decode from: a temporary local copy of an S3 object of at most `spool_bytes`.
+def spooled(uri: str, size_bytes: int, spool_bytes: int, folder: str = "") -> Iterator[str]:
+    """A path to decode from: a copy in `folder` of an S3 object of at most `spool_bytes`.
 
-    Local files and larger objects are given by their own address; `open_ranges` reads the latter.
+    Without `folder` it is that of `spool_folder`.
+
+    Local files, larger objects, and objects for which the disk has no room are given by their own
+    address; `open_ranges` reads the latter two.
 
     Raises:
         Missing: the object is not there any more.
@@ -384,10 +404,11 @@ def spooled(uri: str, size_bytes: int, spool_bytes: int) -> Iterator[str]:
             raise Missing(f"there is no file `{uri}`")
         yield uri
         return
-    if size_bytes > spool_bytes:
+    folder = folder or spool_folder()
+    if size_bytes > min(spool_bytes, shutil.disk_usage(folder).free // 2):
         yield uri
         return
-    with scratch_file(tempfile.gettempdir(), "-" + Path(uri).suffix) as name:
+    with scratch_file(folder, "-" + Path(uri).suffix) as name:
         try:
             _download(uri, Path(name))
         except FileNotFoundError as error:
@@ -415,24 +436,28 @@ class RangeFile(io.RawIOBase):
 
     def _fetch(self, number: int) -> bytes:
         start = number * RANGE_BLOCK_BYTES
-        with explained(self.uri, "reading"):
-            return self._file.read_at(min(RANGE_BLOCK_BYTES, self.size - start), start)
+        return self._file.read_at(min(RANGE_BLOCK_BYTES, self.size - start), start)
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def tell(self) -> int:
+        """Place of the next byte."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, which may lie past the end."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most `size`; fewer at the end."""
         end = self.size if size < 0 else min(self.size, self._at + size)
         parts = []
         while self._at < end:
@@ -442,11 +467,12 @@ class RangeFile(io.RawIOBase):
         return b"".join(parts)
 
     def close(self) -> None:
+        """Close the object."""
         if not self.closed:
             self._file.close()
         super().close()
 
 
-def open_ranges(uri: str) -> RangeFile:
+def open_ranges(uri: str) -> BinaryIO:
     """A seekable file over an S3 object that reads ranges of RANGE_BLOCK_BYTES."""
-    return RangeFile(uri)
+    return cast(BinaryIO, RangeFile(uri))

@@ -6,11 +6,14 @@ removes it.
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 PREFIX = "caan-scratch-"
 MIN_AGE_SECONDS = 60.0
@@ -27,6 +30,20 @@ def scratch_file(folder: str, suffix: str = "") -> Iterator[str]:
     finally:
         os.unlink(path)
         os.close(handle)
+
+
+def spool_folder() -> str:
+    """The temporary folder or a mounted NVMe disk, whichever has the most free space.
+
+    Instances of clouds mount their own disks under /mnt, /local or /nvme.
+    """
+    disks = [
+        part.mountpoint
+        for part in psutil.disk_partitions()
+        if "nvme" in part.device and part.mountpoint not in ("/", "/boot")
+    ]
+    folders = [tempfile.gettempdir(), *(disk for disk in disks if os.access(disk, os.W_OK))]
+    return max(folders, key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def sweep(folder: str) -> int:

@@ -28,7 +28,6 @@ KEPT_SCHEMA = pa.schema(
         ("video_id", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
-        ("attempt", pa.int32()),
         ("pictures", pa.list_(pa.large_binary())),
     ]
 )

@@ -37,6 +37,9 @@ from jobs.runtime.run import Run
 
 logger = logging.getLogger(__name__)
 
+IMAGE_BYTES = 224 * 224 * 3
+"""Bytes of a kept image."""
+
 WEIGHTS_FILE = "backbone.safetensors"
 """The fine-tuned weights; extraction finds them by the folder's name."""
 
@@ -100,7 +103,7 @@ def finetune_backbone(options: FinetuneOptions) -> int:
     train = videos.numbers(videos.seen.trained)
     held = videos.numbers(videos.seen.held_out)
     folder = storage.join(options.output, finetuning.PICTURES)
-    kept = layout.latest_segments(folder, finetuning.PICTURES, ["video_id", "pictures"])
+    kept = layout.read_rows(folder, finetuning.PICTURES, ["video_id", "pictures"])
     counts_K, num_held = finetune_data.count_pictures(kept, train, held, len(videos.label_set))
     for label, count in zip(videos.label_set, counts_K, strict=True):
         if not count:
@@ -154,12 +157,9 @@ def decode_pictures(options: FinetuneOptions, videos: FinetuneVideos) -> int:
         job_name="finetune",
         manifest=listed,
         output=storage.join(options.output, finetuning.PICTURES),
-        table=finetuning.PICTURES,
         config=extraction,
         networks=describe_networks(extraction, (options.modality,)),
         whole_config=config.to_dict(options),
-        retry_failed=False,
-        on_change="error",
         min_ok=options.min_ok,
         modalities=(options.modality,),
     )
@@ -169,13 +169,17 @@ def decode_pictures(options: FinetuneOptions, videos: FinetuneVideos) -> int:
         resources=options.resources,
         build=PictureKeeper,
         arguments=(options.modality, options.fps),
+        table=finetuning.PICTURES,
+        frame_bytes=IMAGE_BYTES,
     )
-    return decoding.finish(decoding.process(pipeline), decoding.statuses())
+    with decoding.opened() as output:
+        record = output.process(pipeline)
+        return output.finish(record, output.writer.state.statuses())
 
 
 def read_kept(folder: str, numbers: Mapping[str, Numbers]) -> ray.data.Dataset:
     """A row per decoded picture of these videos, read again in every epoch."""
-    files = [pa.table({"file": [file]}) for file in layout.part_files(folder, finetuning.PICTURES)]
+    files = [pa.table({"file": [file]}) for file in layout.table_files(folder, finetuning.PICTURES)]
     return ray.data.from_arrow(files).map_batches(
         partial(finetune_data.read_pictures, numbers=numbers),
         batch_size=1,

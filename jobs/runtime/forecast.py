@@ -5,13 +5,18 @@ import logging
 import math
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from caan import storage
 from caan.errors import InputError
-from caan.outputs import layout, throughput
-from caan.outputs.plan import check_manifest, plan_segments, seconds_of
+from caan.outputs import throughput
+from caan.outputs.committer import Committer
+from caan.outputs.log import LogWriter
+from caan.outputs.plan import check_manifest
+from caan.outputs.plan import plan as make_plan
 from caan.outputs.throughput import Prediction
+from caan.schema import GOOD_STATUSES
 from jobs.runtime import cluster
 from jobs.runtime.pipeline import Pipeline
 from jobs.runtime.run import FORECAST, Run, workers_of
@@ -31,30 +36,36 @@ def forecast(run: Run, pipeline: Pipeline, price: float | None) -> int:
         InputError: a bad manifest, no readable video, or no frame in the sample.
     """
     manifest = check_manifest(storage.read_table(run.manifest), run.manifest)
-    plan = plan_segments(manifest, fps=run.config.fps, segment_frames=run.config.segment_frames)
-    plan = plan.filter(pc.is_null(plan["known_status"]))
-    if not plan.num_rows:
+    plan = make_plan(manifest, fps=run.config.fps, segment_frames=run.config.segment_frames)
+    is_good_V = pc.is_in(pc.fill_null(manifest["status"], "ok"), pa.array(GOOD_STATUSES)).to_numpy()
+    places = np.flatnonzero(is_good_V[plan.video_N])
+    if not len(places):
         raise InputError(f"manifest `{run.manifest}` has no readable video to time.")
-    rows = np.linspace(0, plan.num_rows - 1, min(plan.num_rows, SAMPLED_SEGMENTS)).astype(int)
+    num_sampled = min(len(places), SAMPLED_SEGMENTS)
+    sampled_N = np.zeros(plan.num_segments, bool)
+    sampled_N[places[np.linspace(0, len(places) - 1, num_sampled).astype(int)]] = True
     storage.check_writable(run.output)
     cluster.start()
     cluster.configure_data()
     scratch = run.output.rstrip("/") + ".sample"
     try:
-        shards = layout.extend_plan(scratch, run.table, plan.take(rows), retry_failed=False)
-        counts = pipeline.run(run.job_name, shards)
-        sizes = [file.size_bytes for file in storage.list_files(storage.join(scratch, run.table))]
+        with Committer(LogWriter(scratch, "a sample")) as committer:
+            counts = pipeline.run(run.job_name, plan, committer, sampled_N)
+        rows = storage.list_files(storage.join(scratch, pipeline.table))
+        sizes = [file.size_bytes for file in rows]
     finally:
         if storage.exists(scratch):
             storage.delete(scratch)
-    frames = round(run.config.fps * seconds_of(plan))
+    frames = round(run.config.fps * plan.seconds(is_good_V[plan.video_N]))
     try:
         costs = throughput.costs_of(counts["stages"], sum(sizes))
     except ValueError as error:
-        raise InputError(f"the sample of {len(rows)} segments cannot be timed: {error}.") from error
+        raise InputError(
+            f"the sample of {num_sampled} segments cannot be timed: {error}."
+        ) from error
     found = throughput.predict(costs, workers_of(counts), frames, price)
     storage.write_json(storage.join(run.output, FORECAST), dataclasses.asdict(found))
-    for line in lines(found, len(rows), plan.num_rows):
+    for line in lines(found, num_sampled, len(places)):
         print(line)
     return 0
 

@@ -38,8 +38,11 @@ class Limits(SandboxConfig):
     max_attempts: Annotated[int, tyro.conf.arg(aliases=("--max-attempts",))] = (
         SandboxConfig.max_attempts
     )
-    """Most tries, over resumes, at a segment whose worker died and at a video whose decoding child
-    died (crash, time or memory limit). After them the video gets that status."""
+    """Most times that the decoding child may die (crash, time or memory limit) on one video. After
+    them the rest of the video gets that status."""
+    spool_dir: Annotated[str, tyro.conf.arg(aliases=("--spool-dir",))] = ""
+    """Folder of these copies on every node; empty: the local disk with the most free space among
+    the temporary folder and the NVMe disks that are mounted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,10 @@ class RunOptions:
     decoder: Decoder = "pyav"
     """Library that decodes the files it can; PyAV decodes the others. Both give the same frames.
     pyav takes 0.65 to 0.8 times the CPU time of decord on 720p H.264 (docs/results.md)."""
+    take_over: bool = False
+    """Go on in an output whose driver ended without saying so: waits until its lease expires."""
     retry_failed: bool = False
-    """Read the videos again whose last try failed."""
+    """Read the segments again that failed."""
     on_change: Literal["error", "recompute"] = "error"
     """What to do if options, weights or a video differ from those of the existing output."""
     min_ok: float = 0.0

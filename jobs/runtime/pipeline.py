@@ -1,24 +1,28 @@
-"""The stages of a run on Ray Data, shard by shard: decode, detect on a GPU, embed, write."""
+"""The stages of a run as one Ray Data pipeline: decode, detect on a GPU, embed, write."""
 
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 
-from caan import storage
+from caan.errors import StorageError
 from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.deaths import deaths_of
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.gpu_detection import FaceCropper
 from caan.faces.build import DETECTORS
 from caan.media.config import Decoder
-from caan.outputs import commits
-from caan.outputs.layout import SUCCESS, Shard
-from caan.outputs.plan import longest_first, mean_frames
+from caan.outputs import layout
+from caan.outputs.committer import Committer
+from caan.outputs.plan import Plan, longest_first, unit_sizes
 from caan.outputs.throughput import Workers
 from caan.people.config import FaceEmbeddingConfig
 from jobs.runtime import cluster, pools, stages
@@ -27,15 +31,31 @@ from jobs.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-SHARD_TRIES = 3
-"""Runs of a shard until all its segments are committed. More than one is needed where a writer of
-a killed run still wrote meanwhile."""
+ROUNDS = 3
+"""Runs of the pipeline until all segments count. More than one is needed where a lost node's tasks
+were repeated."""
 
 MAX_SEGMENTS_TOGETHER = 128
 """Most segments whose images are embedded together."""
 
 TASKS_AT_HAND = 2
 """Batches that Ray gives to an actor at a time, the running one included."""
+
+MAX_UNITS_TOGETHER = 16
+"""Most units of one decoding task: short videos."""
+
+BLOCK_BYTES = 32 << 20
+"""Size at which a stage passes its rows on: about one segment's images."""
+
+FILE_BYTES = 64 << 20
+"""Most bytes of rows in one row file, before compression."""
+
+FILES_PER_WORKER = 16
+"""Row files that each embedding worker gets at least, where there are so many segments: a killed
+run loses the rows that no file holds yet."""
+
+MAX_CPU_FILE_SEGMENTS = 16
+"""Most segments of one row file without a GPU, where a segment takes up to a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,48 +72,68 @@ class Pipeline:
     """Makes the last stage: `build(*arguments, device, batch_size, num_threads)`."""
     arguments: tuple[Any, ...]
     """First arguments of `build`."""
+    table: str
+    """Table that the rows of the last stage go to."""
+    frame_bytes: int
+    """About the bytes of a row per frame, which sizes the row files."""
     face_embedding: FaceEmbeddingConfig | None = None
     """Faces that get an appearance vector; None: no face."""
     decoder: Decoder = "pyav"
     """Library that decodes the files it can."""
 
-    def run(self, job: str, shards: list[Shard]) -> dict[str, Any]:
-        """Finish the unfinished shards; return the stages' counts and seconds, for run.json."""
-        left = [shard for shard in shards if not shard.is_finished()]
-        for shard in shards:
-            if shard not in left:
-                storage.delete(shard.state)  # stays where a run was killed after _SUCCESS
+    def run(
+        self, job: str, plan: Plan, committer: Committer, wanted_N: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Run the stages over the segments that do not count yet, or those of `wanted_N`.
+
+        Returns the stages' counts and seconds, for run.json.
+        """
+        left_N = self._left(plan, committer, wanted_N)
         wanted = self.resources
-        if left:
+        if left_N.any():
             cluster.wait_for(
                 cpus=wanted.min_cpus, gpus=wanted.min_gpus, seconds=wanted.wait_seconds
             )
         monitor = stages.start_monitor(job)
-        to_do = [commits.to_do(shard) for shard in left]
-        num_segments = sum(segments for segments, _ in to_do)
+        deaths = stages.SharedDeathLog(deaths_of(committer.writer.state.segments))
         start_time, start_seconds = time.time(), time.perf_counter()
         sizes = self._sizes()
         workers = sizes.num_decoders + sizes.num_embedders
-        with Progress(monitor, num_segments, sum(s for _, s in to_do), workers) as progress:
-            for shard in left:
-                self._run_shard(shard, monitor)
-            time.sleep(0.2 if left else 0)  # the last reports still arrive
+        did_run = bool(left_N.any())
+        with Progress(monitor, int(left_N.sum()), plan.seconds(left_N), workers) as progress:
+            for _ in range(ROUNDS):
+                if not left_N.any():
+                    break
+                for receipts in self._receipts(plan, left_N, committer, monitor, deaths):
+                    committer.add(receipts)
+                committer.flush()
+                left_N = self._left(plan, committer, wanted_N)
+            time.sleep(0.2 if did_run else 0)  # the last reports still arrive
             totals, nodes = progress.totals()
             began = ray.get(monitor.when_began.remote())
-            if left:
+            if did_run:
                 logger.info("%s", progress.line())
         monitor.end.remote()
+        if left_N.any():
+            raise StorageError(
+                f"{left_N.sum()} segments are not done after {ROUNDS} rounds, since workers were "
+                "lost again and again: run the same command again."
+            )
         return {
             "stages": totals,
             "stage_nodes": nodes,
             "node_labels": cluster.node_labels(
                 {n for of_stage in nodes.values() for n in of_stage}
             ),
-            "pools": dataclasses.asdict(self._workers()) if left else {},
+            "pools": dataclasses.asdict(self._workers()) if did_run else {},
             "seconds": time.perf_counter() - start_seconds,
             # until then workers start, networks load, and the first images are decoded
             "seconds_until_networks": max(0.0, began.get("embed", start_time) - start_time),
         }
+
+    def _left(self, plan: Plan, committer: Committer, wanted_N: np.ndarray | None) -> np.ndarray:
+        left_N = plan.not_in(committer.writer.state.segments)
+        return left_N if wanted_N is None else left_N & wanted_N
 
     def _sizes(self) -> pools.PoolSizes:
         return pools.pool_sizes(self.resources.decoders, self.resources.embedders)
@@ -109,49 +149,33 @@ class Pipeline:
             num_nodes=cluster.num_nodes(),
         )
 
-    def _run_shard(self, shard: Shard, monitor: Any) -> None:
-        for _ in range(SHARD_TRIES):
-            commits.undo_unfinished(shard)
-            self._write_rows(shard, monitor)
-            left = commits.settle(shard)
-            if not left:
-                break
-            logger.warning("%d segments of %s are not committed: again", left, shard.folder)
-        else:
-            raise RuntimeError(
-                f"{left} segments of {shard.folder} are not committed after {SHARD_TRIES} tries: "
-                "check that no other job writes there, and run the same command again."
-            )
-        storage.write_bytes(storage.join(shard.folder, SUCCESS), b"")
-        storage.delete(shard.state)
-
-    def _write_rows(self, shard: Shard, monitor: Any) -> None:
-        """Run the stages over the shard's segments that Ray's checkpoint does not name."""
+    def _receipts(
+        self, plan: Plan, left_N: np.ndarray, committer: Committer, monitor: Any, deaths: Any
+    ) -> Iterator[pa.Table]:
+        """Receipts of the row files of one run of the stages, as they are written."""
         sizes = self._sizes()
         has_gpu = sizes.embedder_gpus > 0
         detect_on_gpu = has_gpu and DETECTORS[self.config.detector].runs_on_gpu
-        context = ray.data.DataContext.get_current()
-        context.checkpoint_config = ray.data.checkpoint.CheckpointConfig(
-            id_column="segment_id",
-            checkpoint_path=storage.normalise(storage.join(shard.state, "checkpoint")),
-            override_filesystem=storage.filesystem(shard.state)[0],
-            delete_checkpoint_on_success=False,
-        )
-        files, plan_path = storage.filesystem(shard.plan)
-        rows = ray.data.read_parquet(plan_path, filesystem=files)
+        ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
+        units = plan.units(left_N, unit_sizes(plan, left_N, sizes.num_decoders))
         if not has_gpu:
-            rows = rows.map_batches(longest_first, batch_size=None, batch_format="pyarrow")
-        rows = rows.repartition(target_num_rows_per_block=1)
+            units = longest_first(units)
+        num_left = int(left_N.sum())
+        frames_per_segment = max(1.0, self.config.fps * plan.seconds(left_N) / num_left)
+        units_together = min(
+            MAX_UNITS_TOGETHER, max(1, units.num_rows // (16 * sizes.num_decoders))
+        )
+        blocks = [units.slice(start, 1000) for start in range(0, units.num_rows, 1000)]
+        rows = ray.data.from_arrow(blocks).repartition(target_num_rows_per_block=units_together)
         decoding = self.config.segment_config(
             detect_here=not detect_on_gpu, face_embedding=self.face_embedding, decoder=self.decoder
         )
-        tries = storage.join(shard.state, "tries")
         rows = rows.map_batches(
             stages.Staged,
             fn_constructor_args=(
-                "decode", SegmentDecoder, (decoding, self.limits, tries), monitor
+                "decode", SegmentDecoder, (decoding, self.limits, deaths), monitor
             ),
-            batch_size=1,
+            batch_size=None,
             batch_format="pyarrow",
             compute=actors(sizes.num_decoders),
             num_cpus=sizes.decoder_cpus,
@@ -174,7 +198,7 @@ class Pipeline:
         batch = self.resources.embed_batch or (128 if has_gpu else 16)
         arguments = (*self.arguments, device, batch, sizes.embedder_threads)
         together = self.resources.embed_segments or segments_together(
-            mean_frames(shard.plan, self.config.fps), batch * (8 if has_gpu else 1)
+            frames_per_segment, batch * (8 if has_gpu else 1)
         )
         rows = rows.map_batches(
             stages.Staged,
@@ -186,9 +210,16 @@ class Pipeline:
             num_gpus=(0.7 if detect_on_gpu else 1.0) if has_gpu else 0,
             label_selector=sizes.embed_on or None,
         )
-        files, folder = storage.filesystem(shard.folder)
-        rows.write_parquet(folder, filesystem=files, compression="zstd")
-        context.checkpoint_config = None
+        most = FILE_BYTES / (self.frame_bytes * frames_per_segment)
+        rows = rows.map_batches(
+            partial(layout.write_rows, output=committer.writer.output, table=self.table),
+            batch_size=segments_per_file(
+                num_left, sizes.num_embedders, most if has_gpu else min(most, MAX_CPU_FILE_SEGMENTS)
+            ),
+            batch_format="pyarrow",
+            num_cpus=0.5,
+        )
+        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def actors(count: int, *, at_hand: int = TASKS_AT_HAND) -> ray.data.ActorPoolStrategy:
@@ -216,3 +247,8 @@ def segments_together(mean_frames_per_segment: float, num_frames: int) -> int:
     cost, and short rounds leave no worker idle at the end.
     """
     return min(MAX_SEGMENTS_TOGETHER, math.ceil(num_frames / max(1.0, mean_frames_per_segment)))
+
+
+def segments_per_file(num_left: int, num_workers: int, most: float) -> int:
+    """Segments of a row file: at most `most`, fewer where each worker has few segments."""
+    return max(1, min(int(most), num_left // (FILES_PER_WORKER * num_workers)))

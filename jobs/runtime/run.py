@@ -1,7 +1,8 @@
 """One output folder of extract, label or finetune: open it, plan, process, record."""
 
+import contextlib
 import logging
-from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,11 @@ from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig
 from caan.extraction.keyframes import estimated_savings
 from caan.outputs import layout
-from caan.outputs.layout import Shard
-from caan.outputs.plan import WATCHED, check_manifest, plan_segments, seconds_of
+from caan.outputs.committer import Committer
+from caan.outputs.lease import Lease
+from caan.outputs.log import RECEIPTS_SCHEMA, LogWriter
+from caan.outputs.plan import WATCHED, Plan, changed_videos, check_manifest
+from caan.outputs.plan import plan as make_plan
 from caan.outputs.throughput import Workers, limit_of
 from jobs.runtime import cluster
 from jobs.runtime.pipeline import Pipeline
@@ -37,107 +41,44 @@ class Run:
     """The manifest; local or s3://."""
     output: str
     """The output folder; local or s3://."""
-    table: str
-    """Name of the table with a row per segment."""
     config: ExtractionConfig
     """What is read from each video."""
     networks: dict[str, Any]
     """Detector, backbones and model with their weights fingerprints."""
     whole_config: dict[str, Any]
     """All options of the job, for the record."""
-    retry_failed: bool
-    """Read failed videos again."""
-    on_change: str
+    retry_failed: bool = False
+    """Read failed segments again."""
+    on_change: str = "error"
     """error or recompute."""
-    min_ok: float
+    take_over: bool = False
+    """Take an expired lease."""
+    min_ok: float = 0.0
     """Lowest accepted share of good videos."""
     modalities: tuple[str, ...] = ()
     """What the model sees: face, context or both; empty: there is no model."""
     face_policy: str = ""
     """Whose rows are wanted in the end; empty: as `config` says."""
 
-    def process(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Run the stages over the segments that are left; return the record for run.json.
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["OpenRun"]:
+        """Hold the output: no other driver writes there meanwhile.
 
         Raises:
-            InputError: a bad option or manifest, an output made with other options, or a data set
-                of face crops with a model that sees whole frames.
+            InputError: a bad option or manifest, an output made with other options or held by
+                another driver, or a data set of face crops with a model that sees whole frames.
         """
         self._check_options()
         table, manifest = self._read_manifest()
         fingerprint_of = configs.to_dict(self.config) | self.networks
         fingerprint = configs.fingerprint(fingerprint_of)
-        layout.open_output(self.output, fingerprint_of, fingerprint, self.on_change)
-        for name in ("face", "context"):
-            if self.networks.get(f"{name}_is_random"):
-                logger.warning("the %s backbone has RANDOM weights: its vectors mean nothing", name)
-        plan, shards = self._plan(manifest)
-        storage.write_table(manifest, storage.join(self.output, "manifest.parquet"))
-        cluster.start()
-        cluster.configure_data()
-        logger.info(
-            "%d videos, %d segments, %.0f seconds of video; detector %s, backbones %s and %s",
-            manifest.num_rows,
-            plan.num_rows,
-            seconds_of(plan),
-            self.config.detector,
-            self.config.face_backbone,
-            self.config.context_backbone,
-        )
-        counts = self._counts(pipeline, shards)
-        return {
-            "job": self.job_name,
-            "is_complete": True,
-            "fingerprint": fingerprint,
-            "fingerprint_of": fingerprint_of,
-            "config": self.whole_config,
-            "identity": self.networks,
-            "versions": layout.versions(),
-            "face_crops": face_crops_of(table),
-            "num_videos": manifest.num_rows,
-            "num_segments": plan.num_rows,
-            **throughput(counts),
-            "cascade": estimated_savings(counts["stages"].get("decode", {})),
-            "balance": balance_of(counts, self._forecast()),
-            **counts,
-        }
-
-    def statuses(self) -> Counter[str]:
-        """Number of videos by status, from the statuses of their segments."""
-        statuses: dict[str, list[str]] = {}
-        columns = ["video_id", "attempt", "status"]
-        for table in layout.latest_segments(self.output, self.table, columns):
-            for row in table.to_pylist():
-                statuses.setdefault(row["video_id"], []).append(row["status"])
-        return Counter(schema.video_status(of_video) for of_video in statuses.values())
-
-    def finish(self, record: dict[str, Any], statuses: Counter[str]) -> int:
-        """Write run.json with the number of videos by status; give the exit code."""
-        good = sum(statuses[status] for status in schema.GOOD_STATUSES)
-        share = good / max(1, record["num_videos"])
-        record |= {"statuses": dict(sorted(statuses.items())), "good_share": share}
-        storage.write_json(storage.join(self.output, "run.json"), record)
-        logger.info(
-            "%s: %s; %.1f frames/s, %.1f x real time, networks %.0f%% of the work, %.1f s",
-            self.output,
-            ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())),
-            record["frames_per_second"],
-            record["times_real_time"],
-            100 * record["network_share"],
-            record["seconds"],
-        )
-        if record["cascade"] is not None:
-            logger.info("%s", cascade_line(record["cascade"]))
-        if record["balance"]:
-            logger.info("%s", balance_line(record["balance"]))
-        if share < self.min_ok:
-            logger.error(
-                "only %.1f%% of the videos were read, and --min-ok asks for %.1f%%",
-                100 * share,
-                100 * self.min_ok,
-            )
-            return 1
-        return 0
+        is_changed = layout.open_output(self.output, fingerprint_of, fingerprint, self.on_change)
+        with Lease(self.output, self.job_name, take_over=self.take_over) as lease:
+            writer = LogWriter(self.output, lease.writer)
+            if is_changed:
+                layout.clear(writer)
+                layout.begin_record(self.output, fingerprint_of, fingerprint)
+            yield OpenRun(self, lease, writer, manifest, face_crops_of(table))
 
     def _check_options(self) -> None:
         if not 0.0 <= self.min_ok <= 1.0:
@@ -162,31 +103,137 @@ class Run:
             )
         return table, manifest
 
-    def _plan(self, manifest: pa.Table) -> tuple[pa.Table, list[Shard]]:
-        plan = plan_segments(
-            manifest, fps=self.config.fps, segment_frames=self.config.segment_frames
-        )
-        shards = layout.extend_plan(
-            self.output,
-            self.table,
-            plan,
-            retry_failed=self.retry_failed,
-            recompute_changed=self.on_change == "recompute",
-            watched=(*WATCHED, "face_box") if self.config.face_policy == "marked" else WATCHED,
-        )
-        return plan, shards
 
-    def _counts(self, pipeline: Pipeline, shards: list[Shard]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OpenRun:
+    """An output that this driver holds."""
+
+    run: Run
+    lease: Lease
+    writer: LogWriter
+    manifest: pa.Table
+    """MANIFEST_SCHEMA."""
+    face_crops: str
+    """Data set of cut-out faces, if the videos are of one."""
+
+    @property
+    def output(self) -> str:
+        """The output folder."""
+        return self.run.output
+
+    def process(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Run the stages over the segments that are left; return the record for run.json.
+
+        Raises:
+            InputError: a video changed since it was read, or the output was taken over.
+        """
+        config, networks = self.run.config, self.run.networks
+        for name in ("face", "context"):
+            if networks.get(f"{name}_is_random"):
+                logger.warning("the %s backbone has RANDOM weights: its vectors mean nothing", name)
+        plan = make_plan(self.manifest, fps=config.fps, segment_frames=config.segment_frames)
+        self._drop_what_changed()
+        if self.run.retry_failed:
+            self._drop_failed()
+        storage.write_table(self.manifest, storage.join(self.output, "manifest.parquet"))
+        cluster.start()
+        cluster.configure_data()
+        logger.info(
+            "%d videos, %d segments, %.0f seconds of video; detector %s, backbones %s and %s",
+            self.manifest.num_rows,
+            plan.num_segments,
+            plan.seconds(),
+            config.detector,
+            config.face_backbone,
+            config.context_backbone,
+        )
+        counts = self._counts(pipeline, plan)
+        fingerprint_of = configs.to_dict(config) | networks
+        return {
+            "format": layout.FORMAT,
+            "job": self.run.job_name,
+            "is_complete": True,
+            "fingerprint": configs.fingerprint(fingerprint_of),
+            "fingerprint_of": fingerprint_of,
+            "config": self.run.whole_config,
+            "identity": networks,
+            "versions": layout.versions(),
+            "face_crops": self.face_crops,
+            "num_videos": self.manifest.num_rows,
+            "num_segments": self.writer.state.segments.num_rows,
+            **throughput(counts),
+            "cascade": estimated_savings(counts["stages"].get("decode", {})),
+            "balance": balance_of(counts, self._forecast()),
+            **counts,
+        }
+
+    def finish(self, record: dict[str, Any], statuses: Mapping[str, int]) -> int:
+        """Write run.json with the number of videos by status; give the exit code."""
+        good = sum(statuses.get(status, 0) for status in schema.GOOD_STATUSES)
+        share = good / max(1, record["num_videos"])
+        record |= {"statuses": dict(sorted(statuses.items())), "good_share": share}
+        storage.write_json(storage.join(self.output, "run.json"), record)
+        logger.info(
+            "%s: %s; %.1f frames/s, %.1f x real time, networks %.0f%% of the work, %.1f s",
+            self.output,
+            ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())),
+            record["frames_per_second"],
+            record["times_real_time"],
+            100 * record["network_share"],
+            record["seconds"],
+        )
+        if record["cascade"] is not None:
+            logger.info("%s", cascade_line(record["cascade"]))
+        if record["balance"]:
+            logger.info("%s", balance_line(record["balance"]))
+        if share < self.run.min_ok:
+            logger.error(
+                "only %.1f%% of the videos were read, and --min-ok asks for %.1f%%",
+                100 * share,
+                100 * self.run.min_ok,
+            )
+            return 1
+        return 0
+
+    def _drop_what_changed(self) -> None:
+        """Remove the rows of videos whose files are not those that were read."""
+        path = storage.join(self.output, "manifest.parquet")
+        if not storage.exists(path):
+            return
+        before = check_manifest(storage.read_table(path), path)
+        is_marked = self.run.config.face_policy == "marked"
+        watched = (*WATCHED, "face_box") if is_marked else WATCHED
+        changed = changed_videos(before, self.manifest, watched)
+        read = self.writer.state.of_videos(list(changed))["video_id"].unique().to_pylist()
+        if read and self.run.on_change != "recompute":
+            names = ", ".join(changed[read[0]])
+            at = self.manifest["video_id"].index(read[0]).as_py()
+            raise InputError(
+                f"`{self.manifest['uri'][at].as_py()}` changed ({names}) since this output was "
+                "made: use another --output, or `--on-change recompute`."
+            )
+        layout.drop_videos(self.writer, read)
+
+    def _drop_failed(self) -> None:
+        """Let the files of failed segments count no more, so that these are read again."""
+        failed = self.writer.state.failed_files()
+        if failed:
+            self.writer.commit(RECEIPTS_SCHEMA.empty_table(), failed)
+
+    def _counts(self, pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
         """Run the stages; if nothing is left to do, give the figures of the run that did it."""
         run_file = storage.join(self.output, "run.json")
         before = storage.read_json(run_file)
-        if before["is_complete"] and all(shard.is_finished() for shard in shards):
+        if before["is_complete"] and not plan.not_in(self.writer.state.segments).any():
             names = ("stages", "stage_nodes", "node_labels", "pools", "seconds")
             counts = {name: before.get(name, {}) for name in names}
             counts["seconds_until_networks"] = before.get("seconds_until_networks")
             return counts
         storage.write_json(run_file, before | {"is_complete": False})
-        return pipeline.run(self.job_name, shards)
+        with Committer(self.writer, self.lease) as committer:
+            counts = pipeline.run(self.run.job_name, plan, committer)
+        layout.remove_garbage(self.output, pipeline.table, self.writer.state)
+        return counts
 
     def _forecast(self) -> dict[str, Any] | None:
         path = storage.join(self.output, FORECAST)

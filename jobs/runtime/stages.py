@@ -1,13 +1,15 @@
 """A stage of the library as a Ray Data actor, with its counts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from caan.extraction.deaths import Deaths, OwnDeathLog
 
 
 class Monitor:
@@ -67,18 +69,21 @@ class Monitor:
 
 
 def start_monitor(job: str) -> Any:
-    """Start a monitor on the driver's node, which no lost node takes away; return its handle."""
-    node = ray.get_runtime_context().get_node_id()
+    """Start a monitor on the driver's node; return its handle."""
     actor: Any = ray.remote(num_cpus=0)(Monitor)
-    here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return actor.options(scheduling_strategy=here).remote(job)
+    return actor.options(scheduling_strategy=_here()).remote(job)
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The driver's node, for an actor that no lost node may take away."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class Staged:
     """Run a stage of the library as a Ray Data actor and report its counts to the monitor.
 
-    The stage is built once per actor with `build(*arguments)`. `stage(table)` returns a table;
-    `stage.take_counts()` returns the counts since the last call.
+    The stage is built once per actor with `build(*arguments)`. `stage(table)` returns a table,
+    or an iterator of tables; `stage.take_counts()` returns the counts since the last call.
     """
 
     def __init__(
@@ -90,11 +95,30 @@ class Staged:
         self.node_id = ray.get_runtime_context().get_node_id()
         monitor.worker_started.remote()
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """One batch through the stage."""
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """One batch through the stage, which gives one table or several, one after another."""
         start_seconds = time.perf_counter()
-        result = self.stage(table)
-        counts = self.stage.take_counts()
-        counts["seconds"] = time.perf_counter() - start_seconds
-        self.monitor.add.remote(self.name, self.node_id, counts)
-        return result
+        given = self.stage(table)
+        for result in (given,) if isinstance(given, pa.Table) else given:
+            counts = self.stage.take_counts()
+            counts["seconds"] = time.perf_counter() - start_seconds
+            self.monitor.add.remote(self.name, self.node_id, counts)
+            yield result
+            start_seconds = time.perf_counter()
+
+
+class SharedDeathLog:
+    """`DeathLog` of a run, kept by an actor on the driver's node."""
+
+    def __init__(self, of_before: dict[str, Deaths]) -> None:
+        actor: Any = ray.remote(num_cpus=0)(OwnDeathLog)
+        self.actor = actor.options(scheduling_strategy=_here()).remote(of_before)
+
+    def of(self, video_id: str) -> Deaths:
+        """The deaths on this video so far."""
+        deaths: Deaths = ray.get(self.actor.of.remote(video_id))
+        return deaths
+
+    def add(self, video_id: str, status: str, error: str) -> None:
+        """Count one more."""
+        ray.get(self.actor.add.remote(video_id, status, error))

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from caan.extraction.attempts import AttemptLog
 
 from caan import storage
 from caan.backbones.build import load_backbone
 from caan.errors import Crashed
-from caan.extraction.attempts import AttemptLog
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.embed import SegmentEmbedder

@@ -11,8 +11,7 @@ from caan.labelling.video_labels import pool_videos
 from caan.models.build import build_model
 from caan.models.checkpoint import LoadedModel, ModelInfo
 from caan.models.config import ModelConfig
-from caan.people.config import TrackConfig, with_person_distance
-from caan.people.people import Mark
+from caan.people.config import Mark, TrackConfig, with_person_distance
 from caan.schema import EMOTIONS, WINDOWS_SCHEMA, segment_scores_schema, table_of
 
 NUM_FRAMES, FPS = 60, 2.0

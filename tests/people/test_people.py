@@ -10,8 +10,8 @@ from caan.extraction.config import ExtractionConfig
 from caan.extraction.segment import SegmentImages, warm_up
 from caan.media.sampling import probe, sample_frames
 from caan.outputs.plan import plan_segments
-from caan.people.config import FaceEmbeddingConfig, TrackConfig, with_person_distance
-from caan.people.people import Mark, VideoPeople, false_faces, find_people
+from caan.people.config import FaceEmbeddingConfig, Mark, TrackConfig, with_person_distance
+from caan.people.people import VideoPeople, false_faces, find_people
 from caan.schema import MANIFEST_SCHEMA, segment_scores_schema, table_of
 
 WITH_DLIB = with_person_distance(TrackConfig(), "dlib")

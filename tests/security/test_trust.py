@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from caan.extraction.attempts import AttemptLog
 
 from caan import storage
 from caan.annotation.server import make_server
@@ -25,7 +26,6 @@ from caan.backbones.weights import ready_weights, save_weights
 from caan.config import to_dict
 from caan.datasets.folder import read_folder
 from caan.errors import InputError
-from caan.extraction.attempts import AttemptLog
 from caan.extraction.config import ExtractionConfig
 from caan.extraction.probe import IndexProber
 from caan.faces.build import load_detector
