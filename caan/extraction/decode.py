@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from caan import storage
-from caan.errors import Crashed, OutOfMemory, TimedOut, VideoError, redact
+from caan.errors import Crashed, Missing, OutOfMemory, TimedOut, VideoError, redact
 from caan.extraction.config import SandboxConfig, SegmentConfig
 from caan.extraction.deaths import DeathLog, OwnDeathLog
 from caan.extraction.images import scratch_folder, status_row
@@ -79,8 +79,6 @@ class SegmentDecoder:
                 while left:
                     yield self._segment(left[0] | {"source": source})
                     left = left[1:]
-        except FileNotFoundError:
-            yield from self._failed(left, "missing", f"there is no file `{unit['uri']}`")
         except VideoError as error:
             yield from self._failed(left, error.status, str(error))
 
@@ -97,7 +95,10 @@ class SegmentDecoder:
     def _check_unchanged(self, unit: dict[str, Any]) -> None:
         if unit["etag"] is None:
             return
-        found = storage.stat(unit["uri"])
+        try:
+            found = storage.stat(unit["uri"])
+        except FileNotFoundError as absent:
+            raise Missing(f"there is no file `{unit['uri']}`") from absent
         if found.etag != unit["etag"]:
             error = VideoError("the file changed after it was indexed: index and run again")
             error.status = "changed"

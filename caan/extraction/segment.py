@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from caan.errors import DecodeFailed, VideoError
+from caan.errors import DecodeFailed, Missing, VideoError, redact
 from caan.extraction.config import SegmentConfig
 from caan.extraction.images import crop_frame, frame_row, segment_columns
 from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS, CascadeCounts, ranges_of, wanted
@@ -24,7 +24,7 @@ from caan.faces.build import load_detector
 from caan.faces.crops import resize_context
 from caan.faces.detection import DetectorConfig, Face
 from caan.media.grid import Frame
-from caan.media.sampling import KeyFrame, key_frames, sample_frames
+from caan.media.sampling import KeyFrame, Source, key_frames, sample_frames
 from caan.people.face_embedding import dlib_embedder
 from caan.schema import IMAGES_SCHEMA, table_of
 from caan.storage.files import explained, open_ranges
@@ -80,6 +80,24 @@ def read_segment(request: dict[str, Any], config: SegmentConfig, path: str) -> C
     return counts
 
 
+@contextmanager
+def opened(source: str) -> Iterator[Source]:
+    """What the decoders read: a local path, or a file over an S3 object that reads ranges.
+
+    Raises:
+        Missing: there is no such object.
+    """
+    if not is_s3(source):
+        yield source
+        return
+    try:
+        file = open_ranges(source)
+    except FileNotFoundError as error:
+        raise Missing(f"there is no object `{redact(source)}`") from error
+    with file:
+        yield file
+
+
 class OpenVideo:
     """The file that the child has open, and its place on the grid.
 
@@ -92,7 +110,7 @@ class OpenVideo:
         self.config = config
         self.next_index = first_index
         self._stack = ExitStack()
-        file: Any = self._stack.enter_context(open_ranges(source)) if is_s3(source) else source
+        file = self._stack.enter_context(opened(source))
         self._frames: Generator[Frame] = sample_frames(
             file, fps=config.fps, first_index=first_index, decoder=config.decoder
         )
@@ -154,9 +172,7 @@ def _read_cascade(
     """The images of a segment's wanted stretches."""
     images, looks = SegmentImages(request, config), SegmentLooks(request, config)
     with ExitStack() as stack:
-        source: Any = request["source"]
-        if is_s3(source):
-            source = stack.enter_context(open_ranges(source))
+        source = stack.enter_context(opened(request["source"]))
         frames = (
             sample_frames(
                 source, fps=config.fps, first_index=first, num_frames=count, decoder=config.decoder
