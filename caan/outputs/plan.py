@@ -89,9 +89,13 @@ class Plan:
         video = pc.index_in(segments["video_id"], self.manifest["video_id"].combine_chunks())
         known = video.is_valid().to_numpy()
         video, first = (c.to_numpy()[known] for c in (video, segments["first_index"]))
-        shift = 1 + max(self.first_N.max(initial=0), first.max(initial=0))
-        done = video.astype(np.int64) * shift + first
-        return ~np.isin(self.video_N.astype(np.int64) * shift + self.first_N, done)
+        video = video.astype(np.int64)
+        num_V = np.bincount(self.video_N, minlength=len(self.first_V))
+        number, rest = np.divmod(first - self.first_V[video], self.segment_frames)
+        is_planned = (rest == 0) & (number >= 0) & (number < num_V[video])
+        left_N = np.ones(self.num_segments, bool)
+        left_N[(np.cumsum(num_V) - num_V)[video[is_planned]] + number[is_planned]] = False
+        return left_N
 
     def units(self, which_N: np.ndarray, unit_segments: np.ndarray | int) -> pa.Table:
         """Consecutive segments of one video, at most `unit_segments` each: UNITS_SCHEMA.
