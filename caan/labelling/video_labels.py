@@ -78,12 +78,14 @@ def pool_videos(
 
 
 def _by_video(segment_scores: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each video_id with its segments in time order."""
+    """Yield each video_id with its segments in time order; a table in order is not copied."""
     order = np.argsort(np.array(segment_scores["segment_id"].to_pylist(), dtype=np.str_))
     ids = np.array(segment_scores["video_id"].to_pylist(), dtype=object)[order]
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))[: len(ids)].tolist()
+    if (order != np.arange(len(order))).any():
+        segment_scores = segment_scores.take(pa.array(order))
     for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        yield ids[start], segment_scores.take(pa.array(order[start:end]))
+        yield ids[start], segment_scores.slice(start, end - start)
 
 
 class _Pooler:

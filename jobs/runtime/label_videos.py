@@ -155,14 +155,10 @@ def pool_part(
     from caan.labelling import video_labels
     from caan.models import checkpoint
 
-    tables = [
-        storage.read_table(storage.join(output, name), video_ids=part.video_ids)
-        for name in part.files
-    ]
     with tempfile.TemporaryDirectory(prefix="caan-model-") as folder:
         unpack(files, folder)
         model = checkpoint.load_model(folder)
-    pooled = video_labels.pool_videos(pa.concat_tables(tables), model, config, marks)
+    pooled = video_labels.pool_videos(read_segments(output, part), model, config, marks)
     for name in TABLES:
         if name != "windows" or config.window_seconds:
             path = storage.join(output, name, part_name(part.number))
@@ -170,6 +166,25 @@ def pool_part(
     labels = pooled.labels
     mains = labels.filter(labels["is_main"])["status"].to_pylist()
     return pc.sum(pc.is_valid(labels["person_id"])).as_py() or 0, Counter(mains)
+
+
+def read_segments(output: str, part: Part) -> pa.Table:
+    """The segments of a part's videos in order, each column in one piece.
+
+    What comes after reads them without a copy: ten hours of four faces take a gigabyte.
+    """
+    tables = [
+        storage.read_table(storage.join(output, name), video_ids=part.video_ids)
+        for name in part.files
+    ]
+    rows = [
+        (segment_id, number, row)
+        for number, table in enumerate(tables)
+        for row, segment_id in enumerate(table["segment_id"].to_pylist())
+    ]
+    # Slices are joined in one allocation; `sort_by` takes four times the memory of nested columns.
+    in_order = [tables[number].slice(row, 1) for _, number, row in sorted(rows)]
+    return pa.concat_tables(in_order).combine_chunks()
 
 
 def part_name(number: int) -> str:
