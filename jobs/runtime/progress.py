@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,7 +14,28 @@ PROGRESS_SECONDS = 10.0
 """Time between two progress lines."""
 
 
-class Progress:
+class Ticker:
+    """Log a line every few seconds while work runs: `with Ticker(line): ...`."""
+
+    def __init__(self, line: Callable[[], str]) -> None:
+        self._line = line
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Ticker":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(PROGRESS_SECONDS):
+            logger.info("%s", self._line())
+
+
+class Progress(Ticker):
     """Log one line every few seconds while a dataset runs, from the monitor's totals."""
 
     def __init__(
@@ -24,16 +46,11 @@ class Progress:
         self.video_seconds = video_seconds
         self.workers = workers
         self.start_seconds = time.perf_counter()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        super().__init__(self.line)
 
     def __enter__(self) -> "Progress":
-        self._thread.start()
+        super().__enter__()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
 
     def totals(self) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
         """Totals and node ids that the stages have reported so far, each by stage."""
@@ -73,7 +90,3 @@ class Progress:
         if decode.get("frames"):
             return "the first frames are in the networks"
         return "decoding the first frames"
-
-    def _watch(self) -> None:
-        while not self._stop.wait(PROGRESS_SECONDS):
-            logger.info("%s", self.line())

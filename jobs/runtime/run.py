@@ -263,8 +263,8 @@ def balance_of(counts: dict[str, Any], forecast: dict[str, Any] | None) -> dict[
 def balance_line(balance: dict[str, Any]) -> str:
     """The log line of `balance_of`."""
     line = (
-        f"`{balance['limiting_stage']}` limited the run, which reached "
-        f"{100 * balance['share_of_its_limit']:.0f}% of its limit"
+        f"the slowest part is `{balance['limiting_stage']}`; the run had "
+        f"{100 * balance['share_of_its_limit']:.0f}% of the speed that it alone would allow"
     )
     if balance["predicted_frames_per_second"]:
         line += f"; predicted were {balance['predicted_frames_per_second']:.1f} frames/s"
