@@ -1,4 +1,4 @@
-"""docs/reading.md: its blocks read the same rows with pandas, DuckDB and polars, local and on S3."""
+"""docs/reading.md: its blocks read the same rows with each tool, local and on S3."""
 
 import re
 from pathlib import Path
@@ -26,8 +26,8 @@ def written(output: str) -> str:
                 "segment_id": f"{video}-{first:08d}",
                 "video_id": video,
                 "status": "ok",
-                "frames": [{"frame_index": first, "pts_seconds": first / 2, "context_vector": [0.5] * DIM}],
-                "faces": [{"frame_index": first, "box": [0, 0, 9, 9], "score": 0.9, "face_vector": np.full(DIM, 0.25)}],
+                "frames": [{"frame_index": first, "context_vector": [0.5] * DIM}],
+                "faces": [{"frame_index": first, "score": 0.9, "face_vector": [0.25] * DIM}],
             }
             for first in (0, 8)
         ]  # fmt: skip
