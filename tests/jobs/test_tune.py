@@ -80,6 +80,7 @@ def test_a_search_ends_in_a_table_a_report_and_a_complete_model(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_optuna_draws_the_trials_and_goes_on_where_it_was(
     features: str, running_ray: None, tmp_path: Path
 ) -> None:
