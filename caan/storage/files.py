@@ -230,7 +230,8 @@ def create_bytes(path: str | os.PathLike[str], content: bytes) -> None:
                 os.fsync(file.fileno())
             os.link(temporary, uri)
         finally:
-            os.unlink(temporary)
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
