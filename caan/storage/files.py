@@ -260,7 +260,9 @@ def read_table(
     ]
     if not names:
         raise InputError(f"no Parquet file is under `{redact(os.fspath(path))}`.")
-    wanted = None if video_ids is None else pc.field("video_id").isin(list(video_ids))
+    wanted = None
+    if video_ids is not None:
+        wanted = pc.field("video_id").isin(pa.array(video_ids, pa.string()))
     tables = []
     for name in names:
         try:
