@@ -97,6 +97,7 @@ def open_features(features: str, manifests: Sequence[str] = ()) -> Features:
         raise InputError(
             f"the features in `{features}` are not finished: run the same jobs.extract again."
         )
+    layout.check_format(features, record)
     uris = tuple(manifests) or (storage.join(features, "manifest.parquet"),)
     tables = [storage.read_table(uri) for uri in uris]
     record["face_crops"] = record.get("face_crops") or face_crops_of(tables[0])

@@ -45,7 +45,7 @@ class Committer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        if self._failure is None:
+        if self._failure is None or kind is None:
             self.flush()  # after an error too: finished work counts
 
     def add(self, receipts: pa.Table) -> None:

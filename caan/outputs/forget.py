@@ -62,18 +62,19 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
         )
     done = Forgotten()
     record = storage.read_json(run_file)
-    if record.get("format") and record.get("job") in TABLES:
-        with Lease(output, "forget"):
-            done.num_rows += forget_in_log(output, TABLES[record["job"]], video_ids)
+    if storage.exists(storage.join(output, log.FOLDER)):  # of an interrupted run too
+        with Lease(output, "forget") as lease:
+            done.num_rows += forget_in_log(log.LogWriter(output, lease.writer), video_ids)
     named = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, video_ids))})(?=$|[.-])")
     history = storage.normalise(storage.join(output, log.FOLDER)) + "/"
     for file in storage.list_files(output):
         name = file.uri.rpartition("/")[2]
-        if file.uri == storage.normalise(run_file) or file.uri.startswith(history):
-            continue
-        if _TEMPORARY.search(name) or named.match(name):
+        is_kept = file.uri == storage.normalise(run_file) or file.uri.startswith(history)
+        if _TEMPORARY.search(name) or (not is_kept and named.match(name)):
             storage.delete(file.uri)
             done.files.append(file.uri)
+        elif is_kept:
+            continue
         elif name.endswith(".parquet"):
             done.num_rows += _filter_table(file.uri, video_ids)
         elif name.endswith((".csv", ".jsonl")):
@@ -89,15 +90,16 @@ def forget(output: str, video_ids: Sequence[str]) -> Forgotten:
     return done
 
 
-def forget_in_log(output: str, table: str, video_ids: Sequence[str]) -> int:
+def forget_in_log(writer: log.LogWriter, video_ids: Sequence[str]) -> int:
     """Remove the videos from row files, commits and checkpoints; return the number of segments.
 
     Row files are written anew. Then commits that name the videos are replaced by the same without
     them: the only time that a commit changes. Repeated after a kill, it goes on where it was.
     """
-    writer = log.LogWriter(output, "jobs.forget")
+    output = writer.output
     num_segments = layout.drop_videos(writer, video_ids)
-    layout.remove_garbage(output, table, writer.state)
+    for table in TABLES.values():
+        layout.remove_garbage(output, table, writer.state)
     log.write_checkpoint(output, writer.state)
     folder = storage.join(output, log.FOLDER)
     newest = f"checkpoint-{writer.number:08d}.parquet"

@@ -149,7 +149,7 @@ def write_rows(rows: pa.Table, output: str, table: str) -> pa.Table:
     """
     is_good = pc.is_in(rows["status"], pa.array(GOOD_STATUSES))
     parts = {"": rows.filter(is_good), "failed-": rows.filter(pc.invert(is_good))}
-    receipts = []
+    receipts = [RECEIPTS_SCHEMA.empty_table()]
     for prefix, part in parts.items():
         if part.num_rows:
             name = f"{table}/{prefix}{uuid.uuid4().hex}.parquet"

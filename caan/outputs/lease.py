@@ -53,16 +53,31 @@ class Lease:
             "renewed": _now(),
         }
         self.renewed_at = time.monotonic()
-        try:
-            storage.create_bytes(self.path, self._content())
-        except FileExistsError:
-            self._take_from(storage.read_json(self.path), take_over)
+        while not self._create():
+            holder = self._holder()
+            if holder is not None:  # else it ended meanwhile
+                self._take_from(holder, take_over)
+                break
 
     @property
     def writer(self) -> str:
         """Name of this writer among all others, for people to read."""
         said = self.said
         return f"jobs.{said['job']} on {said['host']} (process {said['process']}, {said['id'][:8]})"
+
+    def _create(self) -> bool:
+        try:
+            storage.create_bytes(self.path, self._content())
+        except FileExistsError:
+            return False
+        return True
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            holder: dict[str, Any] = storage.read_json(self.path)
+        except FileNotFoundError:
+            return None
+        return holder
 
     def _take_from(self, holder: dict[str, Any], take_over: bool) -> None:
         if not _is_dead_here(holder):
@@ -81,8 +96,8 @@ class Lease:
             if wait_seconds > 0:
                 logger.info("waiting %.0f s for the lease of %s", wait_seconds, holder["host"])
                 time.sleep(wait_seconds)
-            now = storage.read_json(self.path)
-            if now["id"] != holder["id"] or _age_seconds(now) < EXPIRY_SECONDS:
+            now = self._holder()
+            if now and (now["id"] != holder["id"] or _age_seconds(now) < EXPIRY_SECONDS):
                 raise InputError(
                     f"jobs.{now['job']} on {now['host']} still writes to `{redact(self.output)}`: "
                     "stop it first."
@@ -111,10 +126,8 @@ class Lease:
             storage.delete(self.path)
 
     def _is_ours(self) -> bool:
-        try:
-            return bool(storage.read_json(self.path)["id"] == self.said["id"])
-        except FileNotFoundError:
-            return False
+        holder = self._holder()
+        return holder is not None and bool(holder["id"] == self.said["id"])
 
     def _content(self) -> bytes:
         return (json.dumps(self.said, indent=2) + "\n").encode()
@@ -134,7 +147,10 @@ def _is_dead_here(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname():
         return False
     try:
-        started = psutil.Process(holder["process"]).create_time()
+        process = psutil.Process(holder["process"])
+        started = process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:  # in a container nobody may reap it
+            return True
     except psutil.NoSuchProcess:
         return True
     return abs(started - holder["process_started"]) > 1.0 or os.getpid() == holder["process"]

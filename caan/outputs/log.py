@@ -135,10 +135,11 @@ def read(output: str) -> State:
         table = storage.read_table(storage.join(output, FOLDER, points[-1]))
         state = State(number=int(points[-1][11:19]), segments=table.cast(STATE_SCHEMA))
     left = [number for number in numbers if number > state.number]
-    if left != list(range(state.number + 1, state.number + 1 + len(left))):
+    expected = range(state.number + 1, state.number + 1 + len(left))
+    if lost := sorted(set(expected) - set(left)):
         raise StorageError(
-            f"the log of `{redact(output)}` has a gap after commit {state.number}: restore "
-            f"`{FOLDER}/`, or make the output anew."
+            f"the log of `{redact(output)}` has a gap at commit {lost[0]}: restore `{FOLDER}/`, or "
+            "make the output anew."
         )
     with ThreadPoolExecutor(READERS) as pool:
         commits = list(pool.map(lambda number: _read_commit(output, number), left))
@@ -198,7 +199,7 @@ class LogWriter:
         self._later: list[dict[str, Any]] = []
         while not self._create({}, []):
             self._state = read(output)
-        self._later.append({"add": {}, "remove": []})
+        self._made({}, [])
 
     @property
     def state(self) -> State:
@@ -225,7 +226,10 @@ class LogWriter:
                 f"`{redact(self.output)}` was taken over by {holder}: this run stops. What it had "
                 "committed stays, and the other run does the rest."
             )
-        self._later.append({"add": add, "remove": list(remove)})
+        self._made(add, list(remove))
+
+    def _made(self, add: dict[str, Any], remove: list[str]) -> None:
+        self._later.append({"add": add, "remove": remove})
         if self.number % CHECKPOINT_COMMITS == CHECKPOINT_COMMITS - 1:
             write_checkpoint(self.output, self.state)
 

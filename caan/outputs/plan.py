@@ -194,14 +194,19 @@ def _check_ranges(
     manifest: pa.Table, start_V: np.ndarray, end_V: np.ndarray, *, needs_duration: np.ndarray
 ) -> None:
     has_uri = pc.not_equal(pc.fill_null(manifest["uri"], ""), "").to_numpy()
-    begin_V = np.nan_to_num(start_V)
+    begin_V = np.where(np.isnan(start_V), 0.0, start_V)
+    nan_of = {
+        name: pc.fill_null(pc.is_nan(manifest[name]), False).to_numpy()
+        for name in ("start_seconds", "end_seconds")
+    }
     faults = {
         "has no uri: give its file, or leave the row out": ~has_uri,
         "has no duration_seconds: write the manifest with jobs.index": needs_duration
         & np.isnan(end_V),
-        "has a start_seconds that is not 0 or more": ~((begin_V >= 0) & (begin_V < np.inf)),
-        "has an end_seconds that is not after its start_seconds": ~np.isnan(end_V)
-        & ~((end_V > begin_V) & (end_V < np.inf)),
+        "has a start_seconds that is not 0 or more": nan_of["start_seconds"]
+        | ~((begin_V >= 0) & (begin_V < np.inf)),
+        "has an end_seconds that is not after its start_seconds": nan_of["end_seconds"]
+        | (~np.isnan(end_V) & ~((end_V > begin_V) & (end_V < np.inf))),
     }
     for fault, is_bad in faults.items():
         if is_bad.any():

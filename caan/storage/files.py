@@ -230,7 +230,8 @@ def create_bytes(path: str | os.PathLike[str], content: bytes) -> None:
                 os.fsync(file.fileno())
             os.link(temporary, uri)
         finally:
-            os.unlink(temporary)
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -259,7 +260,9 @@ def read_table(
     ]
     if not names:
         raise InputError(f"no Parquet file is under `{redact(os.fspath(path))}`.")
-    wanted = None if video_ids is None else pc.field("video_id").isin(list(video_ids))
+    wanted = None
+    if video_ids is not None:
+        wanted = pc.field("video_id").isin(pa.array(video_ids, pa.string()))
     tables = []
     for name in names:
         try:

@@ -135,6 +135,8 @@ class OpenRun:
         self._drop_what_changed()
         if self.run.retry_failed:
             self._drop_failed()
+        if plan.not_in(self.writer.state.segments).any():
+            self._mark_unfinished()
         storage.write_table(self.manifest, storage.join(self.output, "manifest.parquet"))
         cluster.start()
         cluster.configure_data()
@@ -212,24 +214,32 @@ class OpenRun:
                 f"`{self.manifest['uri'][at].as_py()}` changed ({names}) since this output was "
                 "made: use another --output, or `--on-change recompute`."
             )
-        layout.drop_videos(self.writer, read)
+        if read:
+            self._mark_unfinished()
+            layout.drop_videos(self.writer, read)
 
     def _drop_failed(self) -> None:
         """Let the files of failed segments count no more, so that these are read again."""
         failed = self.writer.state.failed_files()
         if failed:
+            self._mark_unfinished()
             self.writer.commit(RECEIPTS_SCHEMA.empty_table(), failed)
+
+    def _mark_unfinished(self) -> None:
+        """Say in run.json that segments are missing, before any is: readers refuse the output."""
+        run_file = storage.join(self.output, "run.json")
+        before = storage.read_json(run_file)
+        if before["is_complete"]:
+            storage.write_json(run_file, before | {"is_complete": False})
 
     def _counts(self, pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
         """Run the stages; if nothing is left to do, give the figures of the run that did it."""
-        run_file = storage.join(self.output, "run.json")
-        before = storage.read_json(run_file)
+        before = storage.read_json(storage.join(self.output, "run.json"))
         if before["is_complete"] and not plan.not_in(self.writer.state.segments).any():
             names = ("stages", "stage_nodes", "node_labels", "pools", "seconds")
             counts = {name: before.get(name, {}) for name in names}
             counts["seconds_until_networks"] = before.get("seconds_until_networks")
             return counts
-        storage.write_json(run_file, before | {"is_complete": False})
         with Committer(self.writer, self.lease) as committer:
             counts = pipeline.run(self.run.job_name, plan, committer)
         layout.remove_garbage(self.output, pipeline.table, self.writer.state)

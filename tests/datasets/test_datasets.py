@@ -18,7 +18,6 @@ from caan.errors import InputError
 from caan.extraction.config import ExtractionConfig
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs.index import Job, list_rows
-from jobs.runtime import label_videos
 from jobs.runtime.run import Run
 
 SPLITS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
@@ -194,7 +193,6 @@ def test_labelling_face_crops_with_a_model_of_whole_frames_is_refused(tmp_path):
         job_name="label",
         manifest=f"{tmp_path}/m.parquet",
         output=f"{tmp_path}/labels",
-        table=label_videos.TABLE,
         config=ExtractionConfig(),
         networks={},
         whole_config={},
@@ -203,8 +201,9 @@ def test_labelling_face_crops_with_a_model_of_whole_frames_is_refused(tmp_path):
         min_ok=0.0,
         modalities=("face", "context"),
     )
-    with pytest.raises(InputError, match="`mafw` holds cut-out faces only"):
-        run.process(None)
+    with pytest.raises(InputError, match="`mafw` holds cut-out faces only"), run.opened():
+        pass
+    assert not (tmp_path / "labels").exists()
 
 
 @pytest.mark.parametrize(("name", "folder"), [("ekman6", "ek6"), ("ve8", "ve8")])

@@ -17,7 +17,7 @@ from jobs import reproduce, train
 from jobs.runtime import cli
 from jobs.runtime.train import TrainRun, is_trained
 from jobs.runtime.training_data import DataOptions, read_data
-from tests.support.stored_features import segment_row, write_features
+from tests.support.stored_features import add_segments, segment_row, write_features
 
 DIM = 6
 JOBS: dict[str, Any] = {"train": train, "reproduce": reproduce}
@@ -80,10 +80,7 @@ def test_features_of_two_backbones(
 ) -> None:
     features = features_in(tmp_path / "features", GOOD)
     other = [segment_row("v0", np.ones((1, DIM + 2)), np.ones((1, DIM)))]
-    storage.write_table(
-        table_of(other, features_schema(DIM + 2, DIM)),
-        storage.join(features, "features", "shard=00000", "attempt=0", "other.parquet"),
-    )
+    add_segments(features, table_of(other, features_schema(DIM + 2, DIM)))
     assert "features of different backbones" in said(job, capsys, features)
 
 

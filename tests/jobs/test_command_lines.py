@@ -43,7 +43,7 @@ def test_help_of_every_job_is_light_and_gives_an_example(job: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["caan.media.sandbox", "caan.extraction.segment", "caan.outputs.commits"],
+    ["caan.media.sandbox", "caan.extraction.segment", "caan.outputs.layout"],
 )
 def test_a_decoding_child_and_a_writer_of_rows_are_light(module: str) -> None:
     modules = run_python(f"import sys, {module}\nprint(*sys.modules)").split()

@@ -67,7 +67,6 @@ def features_of(video_id, segment_frames, face_every=2, seed=0, context_only=Fal
             {
                 "segment_id": segment_id_of(video_id, start),
                 "video_id": video_id,
-                "attempt": 0,
                 "status": "ok" if shown else "no_face",
                 "frames": [
                     {
@@ -178,7 +177,6 @@ def test_videos_without_a_label_keep_one_row_with_their_status():
             {
                 "segment_id": segment_id_of("b", 0),
                 "video_id": "b",
-                "attempt": 0,
                 "status": "missing",
                 "error": "there is no file",
                 "frames": [],

@@ -1,66 +1,35 @@
-"""Output folders: begun with one config, extended, retried, and read back."""
+"""Output folders: begun with one config, cleared, rid of videos, and read back."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from caan import schema, storage
 from caan.errors import InputError
-from caan.outputs import layout
-from caan.outputs.plan import plan_segments
-from caan.schema import MANIFEST_SCHEMA, table_of
+from caan.outputs import layout, log
+from caan.outputs.lease import FILE, Lease
+from caan.outputs.log import LogWriter
+from tests.support.row_files import add, counted, row_files, rows_of, stored, write
 
 CONFIG = {"fps": 2.0, "detector": "retinaface"}
+CHANGED = CONFIG | {"fps": 4.0, "seed": 1}
 
 
-def plan_of(*videos, duration_seconds=10.0, **shared):
-    rows = [
-        {"video_id": v, "uri": f"/{v}", "duration_seconds": duration_seconds, "etag": "1"} | shared
-        for v in videos
-    ]
-    return plan_segments(table_of(rows, MANIFEST_SCHEMA), fps=1.0, segment_frames=4)
-
-
-def finish(shard, statuses=None):
-    """What the stages write of a shard; `statuses` by video, else ok."""
-    plan = storage.read_table(shard.plan)
-    table = plan.select(["segment_id", "video_id", "attempt"]).append_column(
-        "status", pa.array([(statuses or {}).get(v, "ok") for v in plan["video_id"].to_pylist()])
-    )
-    half = max(1, table.num_rows // 2)
-    storage.write_table(table.slice(half), storage.join(shard.folder, "part-1.parquet"))
-    storage.write_table(table.slice(0, half), storage.join(shard.folder, "part-0.parquet"))
-    storage.write_bytes(storage.join(shard.folder, layout.SUCCESS), b"")
-
-
-def extend(output, plan, **options):
-    return layout.extend_plan(output, "features", plan, **{"retry_failed": False} | options)
-
-
-def rows_of(output):
-    tables = layout.latest_segments(output, "features")
-    return sorted(
-        (row["video_id"], row["attempt"], row["status"]) for t in tables for row in t.to_pylist()
-    )
-
-
-@pytest.fixture
-def output(tmp_path):
-    return str(tmp_path / "out")
+def names(output):
+    return [file.uri.removeprefix(output + "/") for file in storage.list_files(output)]
 
 
 def test_an_output_is_opened_again_with_the_same_config_only(output):
-    layout.open_output(output, CONFIG, "f1", "error")
-    storage.write_bytes(storage.join(output, "features", "x"), b"kept")
-    layout.open_output(output, CONFIG, "f1", "error")
-    changed = CONFIG | {"fps": 4.0, "seed": 1}
+    assert not layout.open_output(output, CONFIG, "f1", "error")
+    with Lease(output, "extract") as lease:  # a lease alone makes no folder foreign
+        add(LogWriter(output, lease.writer), ("a", 0, "ok"))
+        assert not layout.open_output(output, CONFIG, "f1", "error")
     with pytest.raises(InputError) as failure:
-        layout.open_output(output, changed, "f2", "error")
+        layout.open_output(output, CHANGED, "f2", "error")
     assert "fps (2.0 -> 4.0), seed (None -> 1)" in str(failure.value)
     assert "detector" not in str(failure.value)
-    assert storage.exists(storage.join(output, "features", "x"))
-    layout.open_output(output, changed, "f2", "recompute")
-    assert not storage.exists(storage.join(output, "features"))
-    assert storage.read_json(storage.join(output, "run.json"))["fingerprint_of"] == changed
+    assert layout.open_output(output, CHANGED, "f2", "recompute")
+    assert stored(output) == [("a", 0, "ok")], "opening alone removes nothing"
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path):
@@ -71,99 +40,43 @@ def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_an_output_on_s3_is_opened_like_a_local_one(s3_bucket):
-    output = s3_bucket + "/out"
+def test_a_forecast_or_a_lease_makes_no_folder_foreign(tmp_path):
+    storage.write_json(tmp_path / ".forecast.json", {})
+    storage.write_json(tmp_path / FILE, {})
+    assert not layout.open_output(str(tmp_path), CONFIG, "f", "error")
+
+
+@pytest.mark.parametrize("on_change", ["error", "recompute"])
+def test_an_output_of_an_earlier_engine_is_refused_and_stays(output, on_change):
+    record = {"job": "extract", "is_complete": True, "fingerprint": "f1", "fingerprint_of": CONFIG}
+    storage.write_json(output + "/run.json", record)
+    storage.write_bytes(output + "/features/attempt=0/shard-00000/_SUCCESS", b"")
+    before = names(output)
+    with pytest.raises(InputError, match="written by an earlier engine"):
+        layout.open_output(output, CONFIG, "f1", on_change)
+    assert names(output) == before
+
+
+def test_an_output_is_cleared_but_for_its_log(output):
     layout.open_output(output, CONFIG, "f1", "error")
+    with Lease(output, "extract") as lease:
+        writer = LogWriter(output, lease.writer)
+        add(writer, ("a", 0, "ok"), ("b", 0, "crashed"))
+        write(output, ("c", 0, "ok"))
+        for name in ("labels/part-00000.parquet", "zebra/x", "manifest.parquet"):
+            storage.write_bytes(storage.join(output, name), b"old")
+        layout.clear(writer)
+        assert names(output) == [FILE, *(f"log/{n:08d}.json" for n in range(3)), "run.json"]
+    assert counted(log.read(output)) == []
+    add(writer, ("a", 0, "ok"))
+    assert stored(output) == [("a", 0, "ok")]
+
+
+def test_clearing_that_was_killed_goes_on(output, monkeypatch):
     layout.open_output(output, CONFIG, "f1", "error")
-    with pytest.raises(InputError, match="fps"):
-        layout.open_output(output, {"fps": 1.0}, "f2", "error")
-    shards = extend(output, plan_of("a"))
-    finish(shards[0])
-    assert extend(output, plan_of("a"))[0].is_finished()
-    layout.open_output(output, {"fps": 1.0}, "f2", "recompute")
-    assert [f.uri for f in storage.list_files(output)] == [output + "/run.json"]
-
-
-def test_a_longer_manifest_adds_shards_for_its_new_videos_only(output, monkeypatch):
-    monkeypatch.setattr(layout, "SHARD_SEGMENTS", 3)
-    first = extend(output, plan_of("a", "b"))
-    assert [(s.attempt, s.number) for s in first] == [(0, 0), (0, 1)]
-    assert extend(output, plan_of("a", "b")) == first
-    assert extend(output, plan_of("b")) == first
-    more = extend(output, plan_of("c", "a", "b"))
-    assert more[:2] == first
-    assert storage.read_table(more[2].plan).equals(plan_of("c"))
-    assert not any(shard.is_finished() for shard in more)
-    finish(more[2])
-    assert [shard.is_finished() for shard in more] == [False, False, True]
-
-
-def test_a_first_run_may_ask_for_retries(output):
-    assert len(extend(output, plan_of("a"), retry_failed=True)) == 1
-
-
-def test_a_retry_plans_all_segments_of_failed_videos_once_all_is_done(output):
-    shards = extend(output, plan_of("a", "b", "c"))
-    assert extend(output, plan_of("a", "b", "c"), retry_failed=True) == shards
-    finish(shards[0], {"b": "timed_out", "c": "no_face"})
-    assert layout.failed_videos(output, "features") == {"b"}
-    assert extend(output, plan_of("a", "b", "c")) == shards
-    retried = extend(output, plan_of("a", "b", "c"), retry_failed=True)
-    assert [(s.attempt, s.number) for s in retried] == [(0, 0), (1, 0)]
-    plan = storage.read_table(retried[1].plan)
-    assert set(plan["video_id"].to_pylist()) == {"b"}
-    assert set(plan["attempt"].to_pylist()) == {1}
-    # A retry that was interrupted goes on; it is not retried again.
-    assert extend(output, plan_of("a", "b", "c"), retry_failed=True) == retried
-    finish(retried[1])
-    assert rows_of(output) == sorted(
-        [("a", 0, "ok")] * 3 + [("b", 1, "ok")] * 3 + [("c", 0, "no_face")] * 3
-    )
-    assert extend(output, plan_of("a", "b", "c"), retry_failed=True) == retried
-
-
-def test_columns_without_the_attempt_still_give_each_segment_once(output):
-    shards = extend(output, plan_of("a", "b"))
-    finish(shards[0], {"b": "crashed"})
-    finish(extend(output, plan_of("a", "b"), retry_failed=True)[1])
-    tables = list(layout.latest_segments(output, "features", ["segment_id", "status"]))
-    assert all(table.column_names == ["segment_id", "status"] for table in tables)
-    ids = [i for table in tables for i in table["segment_id"].to_pylist()]
-    assert sorted(ids) == sorted(plan_of("a", "b")["segment_id"].to_pylist())
-
-
-def test_a_changed_file_is_done_anew_only_when_asked(output):
-    finish(extend(output, plan_of("a", "b"))[0])
-    changed = pa.concat_tables([plan_of("a"), plan_of("b", etag="2", duration_seconds=3.0)])
-    with pytest.raises(InputError, match="`/b` changed"):
-        extend(output, changed)
-    shards = extend(output, changed, recompute_changed=True)
-    assert [(s.attempt, s.number) for s in shards] == [(0, 0), (1, 0)]
-    assert extend(output, changed, recompute_changed=True) == shards
-    assert extend(output, changed) == shards
-    finish(shards[1])
-    # The shorter file leaves none of the old one's segments.
-    assert rows_of(output) == [("a", 0, "ok")] * 3 + [("b", 1, "ok")]
-
-
-def test_another_marked_face_is_a_change_where_faces_are_marked(output):
-    watched = ("etag", "size_bytes", "face_box")
-    finish(extend(output, plan_of("a", "b", face_box=[0, 0, 9, 9]))[0])
-    moved = pa.concat_tables(
-        [plan_of("a", face_box=[0, 0, 9, 9]), plan_of("b", face_box=[1, 0, 9, 9])]
-    )
-    assert len(extend(output, moved)) == 1
-    with pytest.raises(InputError, match=r"`/b` changed \(face_box\)"):
-        extend(output, moved, watched=watched)
-    shards = extend(output, moved, watched=watched, recompute_changed=True)
-    assert [(s.attempt, s.number) for s in shards] == [(0, 0), (1, 0)]
-    assert set(storage.read_table(shards[1].plan)["video_id"].to_pylist()) == {"b"}
-
-
-def test_making_anew_that_was_killed_goes_on(output, monkeypatch):
-    layout.open_output(output, CONFIG, "f1", "error")
-    for name in ("features/x", "zebra/x"):
-        storage.write_bytes(storage.join(output, name), b"old")
+    writer = LogWriter(output, "w")
+    add(writer, ("a", 0, "ok"))
+    storage.write_bytes(storage.join(output, "zebra/x"), b"old")
     delete, calls = storage.delete, []
 
     def die_at_the_second(path):
@@ -174,17 +87,86 @@ def test_making_anew_that_was_killed_goes_on(output, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete", die_at_the_second)
-        patch.setattr(storage, "check_writable", lambda _: None)
         with pytest.raises(KeyboardInterrupt):
-            layout.open_output(output, {"fps": 1.0}, "f2", "recompute")
-    layout.open_output(output, {"fps": 1.0}, "f2", "recompute")
-    assert [f.uri for f in storage.list_files(output)] == [storage.join(output, "run.json")]
+            layout.clear(writer)
+    assert counted(log.read(output)) == [], "rows of another config count no more"
+    assert layout.open_output(output, CHANGED, "f2", "recompute")
+    layout.clear(LogWriter(output, "w2"))
+    assert [name for name in names(output) if not name.startswith("log/")] == ["run.json"]
+
+
+def test_dropped_videos_leave_the_rows_of_the_others(output):
+    writer = LogWriter(output, "w")
+    a, b, c = ("a", 0, "ok"), ("b", 0, "ok"), ("c", 0, "crashed")
+    add(writer, a, ("a", 4, "crashed"), b, c)
+    (alone,) = add(writer, ("a", 8, "ok"))
+    (kept,) = add(writer, ("d", 0, "ok"))
+    before = {row["segment_id"]: row for t in layout.read_rows(output, "features")
+              for row in t.to_pylist()}  # fmt: skip
+    assert layout.drop_videos(writer, ["a", "x"]) == 3
+    assert stored(output) == counted(log.read(output)) == [b, c, ("d", 0, "ok")]
+    for table in layout.read_rows(output, "features"):
+        for row in table.to_pylist():
+            assert row == before[row["segment_id"]]
+    files = log.read(output).files("features")
+    assert row_files(output) == files, "the old files are gone"
+    assert kept in files
+    assert alone not in files
+    assert [name.count("/failed-") for name in files].count(1) == 1
+    number = writer.number
+    assert layout.drop_videos(writer, ["a"]) == 0
+    assert (writer.number, row_files(output)) == (number, files)
+
+
+def test_dropping_that_was_killed_before_its_commit_changes_nothing(output, monkeypatch):
+    writer = LogWriter(output, "w")
+    add(writer, ("a", 0, "ok"), ("b", 0, "ok"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage, "create_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        layout.drop_videos(writer, ["a"])
+    assert stored(output) == [("a", 0, "ok"), ("b", 0, "ok")]
+    later = LogWriter(output, "later")
+    assert layout.remove_garbage(output, "features", later.state) == 1
+    assert layout.drop_videos(later, ["a"]) == 1
+    assert stored(output) == [("b", 0, "ok")]
+
+
+def test_failed_segments_are_let_go_alone(output):
+    writer = LogWriter(output, "w")
+    good = [("a", 0, "ok"), ("b", 0, "partial"), ("b", 4, "no_face")]
+    add(writer, *good[:2], ("a", 4, "timed_out"), ("c", 0, "missing"))
+    add(writer, good[2], ("b", 8, "out_of_memory"))
+    assert len(writer.state.failed_files()) == 2
+    writer.commit(layout.RECEIPTS_SCHEMA.empty_table(), writer.state.failed_files())
+    assert stored(output) == counted(log.read(output)) == good
+
+
+def test_row_files_are_sorted_in_small_row_groups(tmp_path, monkeypatch):
+    rows = rows_of([("b", n * 4, "ok") for n in range(40)] + [("a", 0, "ok")])
+    monkeypatch.setattr(layout, "ROW_GROUP_BYTES", rows.nbytes // 10)
+    receipts = layout.write_rows(rows, str(tmp_path), "features")
+    (name,) = set(receipts["file"].to_pylist())
+    file = pq.ParquetFile(tmp_path / name)
+    assert 9 <= file.num_row_groups <= 12
+    ids = file.read()["segment_id"].to_pylist()
+    assert ids == sorted(rows["segment_id"].to_pylist())
+    of_a = storage.read_table(tmp_path / name, ["segment_id"], video_ids=["a", "x"])
+    assert of_a.to_pydict() == {"segment_id": ["a-00000000"]}
+    assert storage.read_table(tmp_path / name, video_ids=[]).num_rows == 0
+
+
+def test_a_table_that_is_replaced_as_a_whole_is_the_files_of_its_folder(output):
+    for name in ("labels/part-00001.parquet", "labels/part-00000.parquet", "labels/x.tmp"):
+        storage.write_table(pa.table({"n": [1]}), storage.join(output, name))
+    found = layout.table_files(output, "labels")
+    assert found == [f"{output}/labels/part-0000{n}.parquet" for n in range(2)]
+    assert layout.table_files(output, "windows") == []
 
 
 def test_reading_what_was_never_written_says_so(output):
-    extend(output, plan_of("a"))
+    write(output, ("a", 0, "ok"))
     with pytest.raises(InputError, match="has no finished `features`"):
-        list(layout.latest_segments(output, "features"))
+        list(layout.read_rows(output, "features"))
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_small_objects_are_spooled_and_large_ones_and_local_files_stay(s3_bucket
 
 
 def test_a_large_object_is_read_by_ranges(s3_bucket, monkeypatch):
-    monkeypatch.setattr(files, "RANGE_BUFFER_BYTES", 1000)
+    monkeypatch.setattr(files, "RANGE_BLOCK_BYTES", 1000)
     uri, content = s3_bucket + "/large.mp4", bytes(range(256)) * 4000
     storage.write_bytes(uri, content)
     sent: list[int] = []

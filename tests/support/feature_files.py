@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from caan import schema, storage
+from caan.outputs import layout
+from caan.outputs.log import LogWriter
 
 
 def write_features(
@@ -39,7 +41,6 @@ def write_features(
                     "segment_id": f"{name}-{start:08d}",
                     "video_id": name,
                     "status": "ok",
-                    "attempt": 0,
                     "frames": [
                         {"frame_index": i, "pts_seconds": i / 2, "context_vector": vectors_ND[i]}
                         for i in places
@@ -57,10 +58,10 @@ def write_features(
             )
     manifest = schema.table_of(rows, schema.MANIFEST_SCHEMA)
     storage.write_table(manifest, folder / "manifest.parquet")
+    writer = LogWriter(str(folder), "a test")
     for number in range(files):
         table = schema.table_of(segments[number::files], schema.features_schema(dim, dim))
-        part = folder / f"features/attempt=0/shard-00000/part-{number}.parquet"
-        storage.write_table(table, part)
+        writer.commit(layout.write_rows(table, str(folder), "features"))
     options = {
         "no_face": "drop",
         "face_backbone": "vggface",
@@ -70,7 +71,8 @@ def write_features(
         "face_policy": "main",
     }
     names = ("face_backbone", "context_backbone", "detector")
-    record = {"job": "extract", "is_complete": True, "fingerprint": "f", "config": options}
+    record = {"format": layout.FORMAT, "job": "extract", "is_complete": True, "config": options}
+    record["fingerprint"] = "f"
     record["identity"] = {name: options[name] for name in names}
     storage.write_json(folder / "run.json", record)
     return str(folder)

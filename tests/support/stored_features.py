@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from caan import schema, storage
+from caan.outputs import layout
+from caan.outputs.log import LogWriter
 
 CONFIG: dict[str, Any] = {
     "no_face": "drop",
@@ -35,7 +38,7 @@ def segment_row(
     ]
     row = {"segment_id": f"{video_id}-00000000", "video_id": video_id, "status": "ok"}
     stored = {f"{name}_pool5": [m.ravel() for m in maps_N] for name, maps_N in (maps or {}).items()}
-    return {**row, "attempt": 0, "frames": frames, "faces": faces, **stored}
+    return {**row, "frames": frames, "faces": faces, **stored}
 
 
 def write_features(
@@ -54,14 +57,19 @@ def write_features(
         folder / "manifest.parquet",
     )
     sizes = {f"{name}_pool5": int(np.prod(shape)) for name, shape in shapes.items()}
-    storage.write_table(
+    add_segments(
+        str(folder),
         schema.table_of(segments, schema.features_schema(face_dim, context_dim, **sizes)),
-        folder / "features" / "shard=00000" / "attempt=0" / "part.parquet",
     )
     identity: dict[str, Any] = {
         name: CONFIG[name] for name in ("face_backbone", "context_backbone", "detector")
     }
     identity |= {f"{name}_pool5_shape": list(shape) for name, shape in shapes.items()}
-    record = {"job": "extract", "is_complete": True, "fingerprint": "f", "config": CONFIG}
-    storage.write_json(folder / "run.json", record | {"identity": identity})
+    record = {"format": layout.FORMAT, "job": "extract", "is_complete": True, "config": CONFIG}
+    storage.write_json(folder / "run.json", record | {"fingerprint": "f", "identity": identity})
     return str(folder)
+
+
+def add_segments(output: str, segments: pa.Table) -> None:
+    """Write segments as one row file that counts."""
+    LogWriter(output, "a test").commit(layout.write_rows(segments, output, "features"))
