@@ -33,7 +33,7 @@ from caan.outputs import layout, log
 from caan.outputs.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_CLIPS = 16
+NUM_CLIPS = 11
 SEGMENT_TABLES = {"extract": "features", "label": "segment_scores"}
 TABLES = {"extract": ("features",), "label": ("labels", "frame_scores")}
 """Tables that are compared."""

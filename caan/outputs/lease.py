@@ -134,7 +134,10 @@ def _is_dead_here(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname():
         return False
     try:
-        started = psutil.Process(holder["process"]).create_time()
+        process = psutil.Process(holder["process"])
+        started = process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has not looked yet
+            return True
     except psutil.NoSuchProcess:
         return True
     return abs(started - holder["process_started"]) > 1.0 or os.getpid() == holder["process"]

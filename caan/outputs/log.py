@@ -220,14 +220,26 @@ class LogWriter:
         """
         add = _as_json(receipts)
         if not self._create(add, list(remove)):
-            holder = storage.read_json(path_of(self.output, self.number + 1))["writer"]
-            raise LostOutput(
-                f"`{redact(self.output)}` was taken over by {holder}: this run stops. What it had "
-                "committed stays, and the other run does the rest."
-            )
+            raise self._lost()
         self._later.append({"add": add, "remove": list(remove)})
         if self.number % CHECKPOINT_COMMITS == CHECKPOINT_COMMITS - 1:
             write_checkpoint(self.output, self.state)
+
+    def check(self) -> None:
+        """Make sure that no other writer has committed: before files are changed without a commit.
+
+        Raises:
+            LostOutput: one has.
+        """
+        if storage.exists(path_of(self.output, self.number + 1)):
+            raise self._lost()
+
+    def _lost(self) -> LostOutput:
+        holder = storage.read_json(path_of(self.output, self.number + 1))["writer"]
+        return LostOutput(
+            f"`{redact(self.output)}` was taken over by {holder}: this run stops. What it had "
+            "committed stays, and the other run does the rest."
+        )
 
     def _create(self, add: dict[str, Any], remove: list[str]) -> bool:
         """Create the next commit; False if another writer's is there."""
