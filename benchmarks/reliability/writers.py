@@ -85,7 +85,7 @@ def refused(arena: Arena, output: str, reference: Reference) -> tuple[int, int, 
     """A second driver while the first one runs."""
     job, name = reference.job, output.rpartition("/")[2]
     first = arena.start(job, output)
-    wait_for(lambda: bool(row_files(output, job)), first)
+    wait_for(lambda: storage.exists(storage.join(output, lease.FILE)), first)
     second = arena.start(job, output, name=f"{name}-second")
     code = arena.wait(second)
     assert first.poll() is None, "the first driver had ended before the second one was refused"
