@@ -31,7 +31,7 @@ from caan.extraction.config import ExtractionConfig
 from caan.extraction.segment import SegmentImages, warm_up
 from caan.faces.detection import iou
 from caan.media.sampling import sample_frames
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan, segments_of
 from caan.people.config import FaceEmbeddingConfig, TrackConfig, with_person_distance
 from caan.people.people import VideoPeople, find_people
 from caan.schema import MANIFEST_SCHEMA, table_of
@@ -82,12 +82,14 @@ def follow(
         "video_id": "v", "uri": str(path), "end_seconds": 60 * minutes, "status": "ok",
         "duration_seconds": 60 * minutes,
     }  # fmt: skip
-    plan = plan_segments(table_of([video], MANIFEST_SCHEMA), fps=fps, segment_frames=frames)
-    assert plan.num_rows == num_segments
+    planned = plan(table_of([video], MANIFEST_SCHEMA), fps=fps, segment_frames=frames)
+    assert planned.num_segments == num_segments
+    units = planned.units(np.ones(num_segments, bool), num_segments).to_pylist()
+    requests = [request for unit in units for request in segments_of(unit, fps, frames)]
     kept = path.with_suffix(f".{fps:g}-{num_segments}")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        seconds = sum(pool.map(functools.partial(cut, path, fps, kept), plan.to_pylist()))
+        seconds = sum(pool.map(functools.partial(cut, path, fps, kept), requests))
     tables = [storage.read_table(file) for file in sorted(kept.glob("*.parquet"))]
     start = time.process_time()
     tracks = with_person_distance(TrackConfig(), "dlib")

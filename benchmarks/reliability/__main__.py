@@ -1,6 +1,6 @@
 """What happens to hostile files, killed jobs and failing storage.
 
-python -m benchmarks.reliability kills [--victims driver worker raylet machine "job stop"]
+python -m benchmarks.reliability kills [--victims driver worker raylet machine "job stop" writers]
 python -m benchmarks.reliability media
 python -m benchmarks.reliability storage
 
@@ -9,13 +9,16 @@ Each part takes 3 to 15 minutes on two idle cores, may run by itself, and adds t
 
 import argparse
 import importlib.util
+import logging
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,25 @@ import numpy as np
 from benchmarks.measuring import RESULTS, read_record, write_record
 
 KILLS = (
-    *["driver/extract/any"], *["driver/extract/write"] * 2, *["driver/label/second phase"] * 2,
-    *["worker/extract/any"] * 2, *["worker/extract/write"] * 2, *["worker/label/second phase"],
-    *["raylet/extract/any"] * 2, *["raylet/extract/write"], *["raylet/label/second phase"],
-    *["machine/extract/write"] * 3, *["machine/label/second phase"] * 2,
-    *["job stop/extract/any"] * 2, *["job stop/label/second phase"],
+    "driver/extract/any", "driver/extract/file", "driver/extract/uncommitted",
+    "driver/extract/commit", "driver/extract/checkpoint", "driver/label/second phase",
+    "worker/extract/any", "worker/extract/file", "worker/label/second phase",
+    "raylet/extract/any", "raylet/extract/uncommitted", "raylet/label/second phase",
+    "machine/extract/file", "machine/extract/uncommitted", "machine/extract/commit",
+    "machine/extract/checkpoint", "machine/label/second phase",
+    "job stop/extract/any", "job stop/label/uncommitted", "job stop/label/second phase",
 )  # fmt: skip
 """The kills of a recorded run: victim, job, moment."""
 
-VICTIMS = ("driver", "worker", "raylet", "machine", "job stop")
+CASES = tuple(
+    f"{kind}/{job}/{place}"
+    for kind in ("refused", "taken over", "zombie")
+    for job in ("extract", "label")
+    for place in ("local", "s3")
+)
+"""Writers that meet on one output: kind, job, place (benchmarks.reliability.writers)."""
+
+VICTIMS = ("driver", "worker", "raylet", "machine", "job stop", "writers")
 
 
 def carphone() -> Path:
@@ -51,7 +64,7 @@ def add_to(record: Path, part: str, change: Callable[[dict[str, Any]], dict[str,
 
 
 def kills(options: argparse.Namespace) -> None:
-    """Every kill of the victims' rounds, each recorded when it is done."""
+    """Every kill and case that was asked for, each recorded when it is done."""
     if "RAY_AUTH_TOKEN" not in os.environ:  # Ray reads it when it is imported
         root = Path(__file__).resolve().parents[2]
         variables = {
@@ -71,12 +84,19 @@ def kills(options: argparse.Namespace) -> None:
             [sys.executable, "-m", "benchmarks.reliability", *sys.argv[1:]],
             os.environ | variables,
         )
-    from benchmarks.reliability.kills import Arena, kill_once
+    from benchmarks.reliability.kills import Arena, Reference, kill_once
+    from benchmarks.reliability.writers import run_case
 
-    chosen = options.kills or [k for k in KILLS if k.split("/")[0] in options.victims]
-    wanted = [kill.split("/") for kill in chosen]
-    victims = {victim for victim, _, _ in wanted}
-    with tempfile.TemporaryDirectory(prefix="caan-kills-", ignore_cleanup_errors=True) as folder:
+    chosen = options.kills or [
+        *(kill for kill in KILLS if kill.split("/")[0] in options.victims),
+        *(CASES if "writers" in options.victims else ()),
+    ]
+    wanted = [(*kill.split("/"), kill in CASES) for kill in chosen]
+    victims = {victim for victim, *_ in wanted}
+    with (
+        tempfile.TemporaryDirectory(prefix="caan-kills-", ignore_cleanup_errors=True) as folder,
+        s3_server("outputs"),
+    ):
         arena = Arena(
             Path(folder),
             carphone(),
@@ -84,23 +104,49 @@ def kills(options: argparse.Namespace) -> None:
             takes_jobs="job stop" in victims,
         )
         try:
-            references = {}
-            for number, (victim, job, moment) in enumerate(wanted):
+            references: dict[str, Reference] = {}
+            for number, (victim, job, moment, is_case) in enumerate(wanted):
                 if job not in references:
                     references[job] = arena.undisturbed(job)
-                    print(f"{job}: {sum(references[job][0].values())} rows undisturbed", flush=True)
-                kill = None
-                for retry in range(3):  # a run may end before its moment comes
-                    seed = 1000 * options.seed + 10 * number + retry
-                    kill = kill_once(arena, job, victim, moment, seed, *references[job])
-                    if kill is not None:
-                        break
-                assert kill is not None, f"no moment for {job}, {victim}, {moment}"
-                print(kill, flush=True)
-                rows = sum(references[job][0].values())
-                add_to(options.record, "kills", lambda old, k=kill, n=rows: _with_kill(old, k, n))
+                    print(f"{job}: {references[job].rows.total()} rows undisturbed", flush=True)
+                if is_case:
+                    found: Any = run_case(arena, victim, moment, references[job])
+                else:
+                    for retry in range(3):  # a run may end before its moment comes
+                        seed = 1000 * options.seed + 10 * number + retry
+                        found = kill_once(arena, job, victim, moment, seed, references[job])
+                        if found is not None:
+                            break
+                assert found is not None, f"no moment for {job}, {victim}, {moment}"
+                print(found, flush=True)
+                row = asdict(found) | {"rows": references[job].rows.total()}
+                part = "cases" if is_case else "runs"
+                add_to(options.record, "kills", lambda old, p=part, r=row: _with_row(old, p, r))
         finally:
             arena.close()
+
+
+@contextmanager
+def s3_server(bucket: str) -> Iterator[str]:
+    """An S3 server on loopback with a bucket, which this process and its children use; its URL."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    os.environ |= {
+        "AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "a-key-for-tests", "AWS_SECRET_ACCESS_KEY": "a-secret-for-tests",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    boto3.client("s3", endpoint_url=url).create_bucket(Bucket=bucket)
+    try:
+        yield url
+    finally:
+        server.stop()
 
 
 def media(options: argparse.Namespace) -> None:
@@ -143,7 +189,7 @@ def media(options: argparse.Namespace) -> None:
         rows = storage.read_table(manifest, ["video_id", "uri"]).to_pylist()
         ids = {Path(row["uri"]).name: row["video_id"] for row in rows}
         statuses: dict[str, list[str]] = {}
-        for table in layout.latest_segments(features, "features", ["video_id", "status"]):
+        for table in layout.read_rows(features, "features", ["video_id", "status"]):
             for row in table.to_pylist():
                 statuses.setdefault(row["video_id"], []).append(row["status"])
         kinds: dict[str, Counter[str]] = {}
@@ -176,24 +222,18 @@ def media(options: argparse.Namespace) -> None:
 
 def faults(options: argparse.Namespace) -> None:
     """index, extract and label on S3 with faults, against the same without; then access denied."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+    with s3_server("archive") as url:
+        _faults(options, url)
 
+
+def _faults(options: argparse.Namespace, url: str) -> None:
     from benchmarks.reliability.kills import OPTIONS, row_hashes, write_clips
     from caan import storage
     from caan.outputs.verify import verify
     from tests.support.faults import TRANSIENT, FaultProxy, Faults
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    proxy = FaultProxy(f"http://{host}:{port}")
-    os.environ |= {
-        "AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "a-key-for-tests", "AWS_SECRET_ACCESS_KEY": "a-secret-for-tests",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="archive")
+    proxy = FaultProxy(url)
+    os.environ["AWS_ENDPOINT_URL"] = proxy.url
     with tempfile.TemporaryDirectory(prefix="caan-faults-") as folder:
         write_clips(Path(folder), carphone())
         storage.copy_folder(folder, "s3://archive/videos")
@@ -272,16 +312,13 @@ def faults(options: argparse.Namespace) -> None:
         storage.delete("s3://archive/denied")
     add_to(options.record, "storage", lambda _: part)
     proxy.close()
-    server.stop()
 
 
-def _with_kill(old: dict[str, Any], kill: Any, num_rows: int) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    row = asdict(kill) | {"rows": num_rows}
-    same = ("job", "victim", "moment", "seed")
-    others = [k for k in old.get("runs", []) if any(k[n] != row[n] for n in same)]
-    return old | {"runs": [*others, row]}
+def _with_row(old: dict[str, Any], part: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The record with one more row, or with the row of the same kill or case replaced."""
+    same = [name for name in ("job", "victim", "moment", "seed", "kind", "place") if name in row]
+    others = [r for r in old.get(part, []) if any(r[name] != row[name] for name in same)]
+    return old | {part: [*others, row]}
 
 
 def main() -> None:
@@ -292,7 +329,9 @@ def main() -> None:
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("kills")
     part.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS)
-    part.add_argument("--kills", nargs="+", help="victim/job/moment, instead of the whole list")
+    part.add_argument(
+        "--kills", nargs="+", help="victim/job/moment or kind/job/place, instead of all"
+    )
     part.set_defaults(run=kills)
     part = parts.add_parser("media")
     part.add_argument("--per-kind", type=int, default=6)

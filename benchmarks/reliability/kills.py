@@ -1,8 +1,8 @@
 """Kills jobs that run on a local cluster, runs them again, compares the tables.
 
 What is killed: the driver, a worker, a raylet with its workers, the whole machine (driver, raylets
-and workers at once), or the job by `ray job stop`. When: at any moment of the first phase, during
-a write or its commit, or in label's second phase; seen by the names of files that appear.
+and workers at once), or the job by `ray job stop`. When: see MOMENTS; each is seen by the names of
+the files that appear in the table's folder and in the log.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,22 @@ from ray.cluster_utils import Cluster
 
 from caan import storage
 from caan.media.sampling import sample_frames
-from caan.outputs import layout
+from caan.outputs import layout, log
+from caan.outputs.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_CLIPS = 16
+NUM_CLIPS = 11
 SEGMENT_TABLES = {"extract": "features", "label": "segment_scores"}
 TABLES = {"extract": ("features",), "label": ("labels", "frame_scores")}
 """Tables that are compared."""
+MOMENTS = {
+    "any": "up to 20 s after the start of the first phase",
+    "file": "while a row file is written",
+    "uncommitted": "between a row file and the commit that makes it count",
+    "commit": "right after a commit",
+    "checkpoint": "right after a checkpoint of the log",
+    "second phase": "after the last commit",
+}
 MAX_RERUNS = 3
 RUN_LIMIT_SECONDS = 600.0
 """A job that runs longer than this is a hang."""
@@ -47,7 +56,8 @@ OPTIONS = {
         "--detector=libfacedetection", "--face-backbone=starter_face", "--segment-frames=3",
         "--context-backbone=starter_context", *COMMON,
     ),
-    "label": COMMON,
+    # sidecar files: tasks of the second phase
+    "label": ("--write", "csv", "vtt", *COMMON),
 }  # fmt: skip
 
 
@@ -60,15 +70,15 @@ class Kill:
     victim: str
     """driver, worker, raylet, machine or job stop."""
     moment: str
-    """any, write or second phase."""
+    """Of MOMENTS."""
     seed: int
     """Of the random choices."""
     after_seconds: float
     """From the start of the run to the kill."""
     files_then: int
-    """Part files of the segment table at the kill."""
-    pending_then: int
-    """Commits under way at the kill: pending checkpoints that it left."""
+    """Row files of the segment table at the kill."""
+    uncommitted_then: int
+    """Those that no commit named after the kill."""
     exit_code: int
     """Of the run that was hit."""
     reruns: int
@@ -77,6 +87,8 @@ class Kill:
     """Rows of the undisturbed tables that are not in the final ones."""
     doubled: int
     """Rows of the final tables that the undisturbed ones do not have, or not as often."""
+    verified: str
+    """`whole`, or the problems that jobs.verify finds."""
 
 
 def write_clips(folder: Path, carphone: Path) -> None:
@@ -103,15 +115,36 @@ def row_hashes(output: str, job: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for name in TABLES[job]:
         if name in SEGMENT_TABLES.values():
-            tables = list(layout.latest_segments(output, name))
+            tables = list(layout.read_rows(output, name))
         else:
-            tables = [storage.read_table(file) for file in layout.part_files(output, name)]
+            tables = [storage.read_table(file) for file in layout.table_files(output, name)]
         for table in tables:
             for row in table.to_pylist():
                 content = {k: v for k, v in row.items() if not k.startswith("seconds_")}
                 text = json.dumps([name, content], sort_keys=True, default=float)
                 found[hashlib.sha256(text.encode()).hexdigest()] += 1
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a run that nobody disturbs leaves."""
+
+    job: str
+    """extract or label."""
+    output: Path
+    """Its output."""
+    rows: Counter[str]
+    """Its tables, as `row_hashes`."""
+    num_segments: int
+    """Segments that the log names in the end."""
+    phase_seconds: float
+    """From the last commit to the end of the run."""
+
+    def compared(self, output: str) -> tuple[int, int]:
+        """Rows that another output lacks, and those that it has beyond these."""
+        found = row_hashes(output, self.job)
+        return sum((self.rows - found).values()), sum((found - self.rows).values())
 
 
 def free_port() -> int:
@@ -151,7 +184,7 @@ class Arena:
         self.manifest = str(folder / "manifest.parquet")
         if not os.path.exists(self.manifest):
             arguments = [f"--input={folder / 'videos'}", f"--output={self.manifest}"]
-            self._wait(self._spawn(["jobs.index", *arguments], "index"))
+            self.wait(self._spawn(["jobs.index", *arguments], "index"))
 
     def _start_cluster(self) -> None:
         head = self._node_arguments() | {
@@ -168,7 +201,9 @@ class Arena:
         # With ports given a raylet need not wait for its agents, which a busy machine makes long.
         agents = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
         ports = {name: free_port() for name in agents}
-        return ports | {"num_cpus": 9 // self.num_raylets, "object_store_memory": 300 << 20}
+        # Two drivers at a time find room.
+        num_cpus = 14 if self.num_raylets == 1 else 5
+        return ports | {"num_cpus": num_cpus, "object_store_memory": 300 << 20}
 
     def close(self) -> None:
         """Ends the raylets and all that they started."""
@@ -183,10 +218,17 @@ class Arena:
                 cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def start(self, job: str, output: Path) -> subprocess.Popen[bytes]:
-        """A driver of this job."""
-        module = [f"jobs.{job}", f"--manifest={self.manifest}", f"--output={output}", *OPTIONS[job]]
-        return self._spawn(module, output.name)
+    def start(
+        self, job: str, output: str | Path, *options: str, name: str = ""
+    ) -> subprocess.Popen[bytes]:
+        """A driver of this job; what it says goes to the log `name`, else the output's name."""
+        module = [f"jobs.{job}", f"--manifest={self.manifest}", f"--output={output}"]
+        module += [*OPTIONS[job], *options]
+        return self._spawn(module, name or os.path.basename(output))
+
+    def said(self, name: str) -> str:
+        """What the drivers of this log said."""
+        return (self.folder / f"{name}.log").read_text()
 
     def submit(self, job: str, output: Path) -> str:
         """The same as a submitted job; gives its id."""
@@ -206,23 +248,28 @@ class Arena:
         """`ray job stop`."""
         subprocess.run([*self._ray_job("stop"), name], check=True, capture_output=True)
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a driver."""
         try:
             return process.wait(timeout=RUN_LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"a run took more than {RUN_LIMIT_SECONDS:g} s") from None
 
-    def undisturbed(self, job: str) -> tuple[Counter[str], float]:
-        """The tables of a run that nobody kills, and the seconds of label's second phase."""
+    def undisturbed(self, job: str) -> Reference:
+        """A run that nobody kills."""
         output = self.folder / f"{job}-undisturbed"
-        process = self.start(job, output)
-        while process.poll() is None and not marker(output, job).exists():
-            time.sleep(0.02)
-        start = time.monotonic()
-        code = self._wait(process)
-        assert code == 0, (self.folder / f"{output.name}.log").read_text()[-3000:]
-        return row_hashes(str(output), job), time.monotonic() - start
+        code = self.wait(self.start(job, output))
+        end = time.time()
+        assert code == 0, self.said(output.name)[-3000:]
+        commits = (output / log.FOLDER).glob("*.json")
+        return Reference(
+            job=job,
+            output=output,
+            rows=row_hashes(str(output), job),
+            num_segments=storage.read_json(output / "run.json")["num_segments"],
+            phase_seconds=end - max(commit.stat().st_mtime for commit in commits),
+        )
 
     def workers(self) -> list[tuple[psutil.Process, str]]:
         """The processes of this cluster that run tasks and actors now, with their titles."""
@@ -241,7 +288,7 @@ class Arena:
         elif victim == "worker":
             while not (workers := self.workers()) and driver.poll() is None:
                 time.sleep(0.01)
-            writing = [worker for worker in workers if "Write" in worker[1]]
+            writing = [worker for worker in workers if "write_rows" in worker[1]]
             with suppress(psutil.NoSuchProcess, IndexError):  # it ended just now
                 rng.choice(writing or workers)[0].kill()
         elif victim == "raylet":
@@ -264,19 +311,16 @@ class Arena:
             raise ValueError(victim)
 
 
-def marker(output: Path, job: str) -> Path:
-    """The file that ends the first phase."""
-    return output / SEGMENT_TABLES[job] / "attempt=0" / "shard-00000" / layout.SUCCESS
+def row_files(output: str | Path, job: str) -> set[str]:
+    """Names of the row files of the segment table, in the log's words."""
+    table = SEGMENT_TABLES[job]
+    return {f"{table}/{name}" for name in storage.list_names(storage.join(output, table))}
 
 
-def pending_files(output: Path) -> list[Path]:
-    """Commits under way."""
-    return list(output.glob("state/*/checkpoint/*.pending.parquet"))
-
-
-def part_files(output: Path, job: str) -> int:
-    """Part files of the segment table."""
-    return len(list(marker(output, job).parent.glob("*.parquet")))
+def uncommitted(output: str | Path, job: str) -> set[str]:
+    """Row files that no commit names."""
+    files = row_files(output, job)
+    return files - set(log.read(str(output)).files(SEGMENT_TABLES[job]))
 
 
 def is_complete(output: Path) -> bool:
@@ -285,34 +329,64 @@ def is_complete(output: Path) -> bool:
     return record.exists() and bool(json.loads(record.read_text())["is_complete"])
 
 
+def almost_checkpoint(output: Path, like: Path) -> None:
+    """Begin an output whose next run writes a checkpoint with its first commit.
+
+    Nobody waits for a hundred commits of ten seconds each; these are empty.
+    """
+    record = storage.read_json(like / "run.json")
+    layout.begin_record(str(output), record["fingerprint_of"], record["fingerprint"])
+    writer = log.LogWriter(str(output), "benchmark")
+    while writer.number < log.CHECKPOINT_COMMITS - 3:
+        writer.commit(log.RECEIPTS_SCHEMA.empty_table())
+
+
 class Moment:
     """Waits for the moment of a kill."""
 
     def __init__(
-        self, moment: str, job: str, output: Path, rng: random.Random, phase_seconds: float
+        self, moment: str, job: str, output: Path, rng: random.Random, reference: Reference
     ) -> None:
         self.moment, self.job, self.output, self.rng = moment, job, output, rng
-        self.phase_seconds = phase_seconds
+        self.reference = reference
+        self._log_files: list[str] = []
+        self._num_segments = 0
 
     def wait(self, has_ended: Any) -> bool:
         """Returns at the moment; False where the run ended before."""
         if self.moment == "second phase":
-            return self._until(lambda: marker(self.output, self.job).exists(), has_ended) and (
-                self._sleep(self.rng.uniform(0, 0.9 * self.phase_seconds), has_ended)
+            return self._until(self._is_read, has_ended) and (
+                self._sleep(self.rng.uniform(0, 0.9 * self.reference.phase_seconds), has_ended)
             )
-        if self.moment == "write":
-            count = part_files(self.output, self.job) + self.rng.randrange(1, 6)
-            return self._until(
-                lambda: (
-                    bool(pending_files(self.output))
-                    and part_files(self.output, self.job) + 1 >= count
-                ),
-                has_ended,
+        if self.moment == "any":
+            lease = self.output / "lease.json"
+            return self._until(lease.exists, has_ended) and (
+                self._sleep(self.rng.uniform(1.0, 20.0), has_ended)
             )
-        plan = self.output / "plan"
-        return self._until(plan.exists, has_ended) and self._sleep(
-            self.rng.uniform(1.0, 20.0), has_ended
-        )
+        table = self.output / SEGMENT_TABLES[self.job]
+        history = self.output / log.FOLDER
+        count = self.rng.randrange(1, 4)
+        start = time.time()
+        checks = {
+            "file": lambda: (
+                any(table.glob("*.tmp")) and len(list(table.glob("*.parquet"))) >= count
+            ),
+            "uncommitted": lambda: len(uncommitted(self.output, self.job)) >= count,
+            # the first commit of a run has no rows
+            "commit": lambda: (
+                sum(c.stat().st_mtime > start for c in history.glob("*.json")) >= 1 + min(count, 2)
+            ),
+            "checkpoint": lambda: any(history.glob("checkpoint-*.parquet")),
+        }
+        return self._until(table.exists, has_ended) and self._until(checks[self.moment], has_ended)
+
+    def _is_read(self) -> bool:
+        """Whether every segment counts."""
+        files = storage.list_names(self.output / log.FOLDER)
+        if files != self._log_files:
+            self._num_segments = log.read(str(self.output)).segments.num_rows
+            self._log_files = files
+        return self._num_segments == self.reference.num_segments
 
     def _until(self, is_so: Any, has_ended: Any) -> bool:
         next_look, limit = 0.0, time.monotonic() + RUN_LIMIT_SECONDS
@@ -329,58 +403,48 @@ class Moment:
     def _sleep(self, seconds: float, has_ended: Any) -> bool:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if marker(self.output, self.job).exists() and self.moment == "any":
+            if self.moment == "any" and self._is_read():
                 break  # the phase is shorter than that
             time.sleep(min(0.05, max(0.0, end - time.monotonic())))
         return not has_ended()
 
 
 def kill_once(
-    arena: Arena,
-    job: str,
-    victim: str,
-    moment: str,
-    seed: int,
-    reference: Counter[str],
-    phase_seconds: float,
+    arena: Arena, job: str, victim: str, moment: str, seed: int, reference: Reference
 ) -> Kill | None:
     """Run, kill, run again until it ends well, and compare; None where the run was too quick."""
     rng = random.Random(seed)
     output = arena.folder / f"{job}-{victim}-{moment}-{seed}".replace(" ", "_")
+    if moment == "checkpoint":
+        almost_checkpoint(output, reference.output)
     start = time.monotonic()
-    at = Moment(moment, job, output, rng, phase_seconds)
+    at = Moment(moment, job, output, rng, reference)
     if victim == "job stop":
         name = arena.submit(job, output)
         if not at.wait(lambda: is_complete(output)):
             return None
         after = time.monotonic() - start
-        files = part_files(output, job)
+        files = len(row_files(output, job))
         arena.stop(name)
         code = -signal.SIGTERM
-        pending = len(pending_files(output))
     else:
         driver = arena.start(job, output)
         if not at.wait(lambda: driver.poll() is not None):
             return None
         after = time.monotonic() - start
-        files = part_files(output, job)
+        files = len(row_files(output, job))
         arena.kill(victim, driver, rng)
-        pending = len(pending_files(output))
-        code = arena._wait(driver)
+        code = arena.wait(driver)
+    left = len(uncommitted(output, job))
     reruns, last = 0, code
     while last != 0:
         reruns += 1
         if reruns > MAX_RERUNS:
             raise RuntimeError(f"{output.name}: still exit code {last} after {MAX_RERUNS} reruns")
-        last = arena._wait(arena.start(job, output))
-    found = row_hashes(str(output), job)
+        last = arena.wait(arena.start(job, output))
+    lost, doubled = reference.compared(str(output))
     return Kill(
         job=job, victim=victim, moment=moment, seed=seed, after_seconds=round(after, 2),
-        files_then=files, pending_then=pending, exit_code=code, reruns=reruns,
-        lost=sum((reference - found).values()), doubled=sum((found - reference).values()),
+        files_then=files, uncommitted_then=left, exit_code=code, reruns=reruns,
+        lost=lost, doubled=doubled, verified="; ".join(verify(str(output)).problems) or "whole",
     )  # fmt: skip
-
-
-def as_json(kills: list[Kill]) -> list[dict[str, Any]]:
-    """Plain values for a record."""
-    return [asdict(kill) for kill in kills]

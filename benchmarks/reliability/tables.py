@@ -25,25 +25,51 @@ def _kills(part: dict[str, Any]) -> list[str]:
         "hashes of every row's content. Seeds: "
         f"{', '.join(str(run['seed']) for run in runs)}.",
         "",
-        "| killed | job | moment | kills | commits under way | jobs that went on by themselves "
-        "| rows compared | rows lost | rows doubled |",
+        "| killed | job | moment | kills | row files left without a commit "
+        "| jobs that went on by themselves | rows compared | rows lost | rows doubled |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (victim, job, moment), found in sorted(groups.items()):
         alone = sum(run["exit_code"] == 0 for run in found)
         lines.append(
             f"| {victim} | {job} | {moment} | {len(found)} "
-            f"| {sum(run['pending_then'] for run in found)} | {alone} "
+            f"| {sum(run['uncommitted_then'] for run in found)} | {alone} "
             f"| {sum(run['rows'] for run in found)} | {sum(run['lost'] for run in found)} "
             f"| {sum(run['doubled'] for run in found)} |"
         )
-    lost, doubled = (sum(run[name] for run in runs) for name in ("lost", "doubled"))
-    lines += ["", f"Kills survived: **{len(runs)}**; rows lost {lost}, rows doubled {doubled}."]
-    lines += [part.get("code", "")]
-    if left_out := part.get("not_counted"):
-        lines += ["", "Runs of the same recording that are not counted:", ""]
-        lines += [f"- {run['kill']}: {run['why']}" for run in left_out]
-    return lines
+    lines += ["", f"Kills survived: **{len(runs)}**; {_sums(runs)}."]
+    return [*lines, *_cases(part.get("cases", []))]
+
+
+def _cases(cases: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "### Two writers on one output",
+        "",
+        "*refused*: a second driver starts while the first one runs. *taken over*: the first one "
+        "is stopped with an old lease, a second one finishes with `--take-over`, the first one "
+        "wakes up. *zombie*: row files of segments that others write too appear after the driver "
+        "was killed, during the run that goes on and after it.",
+        "",
+        "| case | job | output | exit codes | row files of zombies | deleted by --clean "
+        "| rows compared | rows lost | rows doubled | jobs.verify |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {case['kind']} | {case['job']} | {case['place']} "
+        f"| {case['first_exit_code']}, {case['second_exit_code']} | {case['foreign_files']} "
+        f"| {case['cleaned']} | {case['rows']} | {case['lost']} | {case['doubled']} "
+        f"| {case['verified']} |"
+        for case in cases
+    ]
+    said = {case["kind"]: case["said"] for case in cases if case["said"]}
+    lines += ["", *(f"- {kind}: `{text.replace('`', '')}`" for kind, text in said.items())]
+    return [*lines, "", f"Cases: **{len(cases)}**; {_sums(cases)}."]
+
+
+def _sums(rows: list[dict[str, Any]]) -> str:
+    lost, doubled = (sum(row[name] for row in rows) for name in ("lost", "doubled"))
+    return f"rows lost {lost}, rows doubled {doubled}"
 
 
 def _media(part: dict[str, Any]) -> list[str]:

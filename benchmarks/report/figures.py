@@ -148,9 +148,17 @@ def scale(record: Record) -> str:
 def resume(record: Record) -> str:
     found = record["found"]
     return (
-        f"plan {found['planning_seconds']} s, find the open shard {found['check_seconds']} s, "
-        f"until the last segments are written {found['until_done_seconds']} s; driver "
+        f"plan {found['planning_seconds']} s, read the log {found['log_seconds']} s, until the "
+        f"last segments are written {found['until_done_seconds']} s; driver "
         f"{found['driver_peak_mb']:.0f} MB"
+    )
+
+
+def s3_bytes(record: Record) -> str:
+    return "; ".join(
+        f"{run['nodes']} node{'s' * (run['nodes'] > 1)}: {run['bytes_over_object']:.2f} x, "
+        f"{run['requests']['GET']} ranges"
+        for run in record["runs"]
     )
 
 
@@ -230,11 +238,11 @@ def cluster(record: Record) -> str:
 
 
 def kills(record: Record) -> str:
-    runs = record["runs"]
-    lost, doubled = (sum(run[name] for run in runs) for name in ("lost", "doubled"))
+    rows = record["runs"] + record["cases"]
+    lost, doubled = (sum(row[name] for row in rows) for name in ("lost", "doubled"))
     return (
-        f"{len(runs)} kills: {lost} rows lost, {doubled} doubled; "
-        f"{len(record['not_counted'])} groups of runs are not counted (reasons below)"
+        f"{len(record['runs'])} kills and {len(record['cases'])} cases of two writers: "
+        f"{lost} rows lost, {doubled} doubled"
     )
 
 

@@ -158,6 +158,12 @@ AREAS = {
             figure=figures.resume,
         ),
         Row(
+            what="bytes of an S3 object of an hour in 29 segments that jobs.extract downloads",
+            record="s3_bytes",
+            command="speed.s3_bytes",
+            figure=figures.s3_bytes,
+        ),
+        Row(
             what="peak memory of the decoding child with its detector, 1080p",
             record="memory",
             command="speed.memory",
@@ -225,7 +231,7 @@ AREAS = {
             figure=figures.cluster,
         ),
         Row(
-            what="kills of drivers, workers, raylets, machines and jobs",
+            what="kills of drivers, workers, raylets, machines and jobs; two drivers, and zombies",
             record="reliability",
             part="kills",
             command="reliability kills",

@@ -21,7 +21,6 @@ import av
 import cv2
 import numpy as np
 import psutil
-import pyarrow as pa
 import tyro
 
 from benchmarks.measuring import RESULTS, write_record
@@ -30,7 +29,7 @@ from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.keyframes import LOOK_SECONDS, estimated_savings
 from caan.media.sampling import key_frames, probe, sample_frames
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 WIDTH, HEIGHT, RATE = 640, 360, 25
@@ -127,29 +126,28 @@ def run(paths: list[Path], config: ExtractionConfig) -> Outcome:
         {"video_id": f"{i:04d}", "uri": path, "duration_seconds": seconds}
         for i, (path, seconds) in enumerate(durations.items())
     ]
-    plan = plan_segments(
+    planned = plan(
         table_of(manifest, MANIFEST_SCHEMA), fps=config.fps, segment_frames=config.segment_frames
     )
     uri_of = {row["video_id"]: row["uri"] for row in manifest}
     counts: dict[str, float] = {}
     faces: Faces = set()
-    with tempfile.TemporaryDirectory() as tries:
-        decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig(), tries)
-        child = psutil.Process(decoder.sandbox.run(os.getpid))
-        before = sum(child.cpu_times()[:2])
-        for row in range(plan.num_rows):
-            table: pa.Table = decoder(plan.slice(row, 1))
-            for name, value in decoder.take_counts().items():
-                counts[name] = counts.get(name, 0.0) + value
-            for segment in table.to_pylist():
-                times = {f["frame_index"]: f["pts_seconds"] for f in segment["frames"]}
-                path = uri_of[segment["video_id"]]
-                faces |= {
-                    (path, f["frame_index"], round(times[f["frame_index"]], 4), tuple(f["box"]))
-                    for f in segment["faces"]
-                }
-        cpu_seconds = sum(child.cpu_times()[:2]) - before
-        decoder.sandbox.close()
+    units = planned.units(np.ones(planned.num_segments, bool), 1)
+    decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig())
+    child = psutil.Process(decoder.sandbox.run(os.getpid))
+    before = sum(child.cpu_times()[:2])
+    for table in decoder(units):
+        for name, value in decoder.take_counts().items():
+            counts[name] = counts.get(name, 0.0) + value
+        for segment in table.to_pylist():
+            times = {f["frame_index"]: f["pts_seconds"] for f in segment["frames"]}
+            path = uri_of[segment["video_id"]]
+            faces |= {
+                (path, f["frame_index"], round(times[f["frame_index"]], 4), tuple(f["box"]))
+                for f in segment["faces"]
+            }
+    cpu_seconds = sum(child.cpu_times()[:2]) - before
+    decoder.sandbox.close()
     return Outcome(durations=durations, counts=counts, cpu_seconds=cpu_seconds, faces=faces)
 
 

@@ -123,8 +123,7 @@ def project(paths: list[str], options: argparse.Namespace) -> dict[str, float]:
         whole = time.perf_counter() - start
         record = json.loads((Path(folder) / "features" / "run.json").read_text())
         frames = faces = 0
-        columns = ["segment_id", "video_id", "attempt", "frames", "faces"]
-        for table in layout.latest_segments(f"{folder}/features", "features", columns):
+        for table in layout.read_rows(f"{folder}/features", "features", ["frames", "faces"]):
             frames += len(pc.list_flatten(table["frames"]))
             faces += len(pc.list_flatten(table["faces"]))
     return {

@@ -25,7 +25,7 @@ from caan.schema import MANIFEST_SCHEMA, table_of
 
 KINDS = {
     "spawn": "decoding child",
-    "SegmentDecoder": "decoding actor",
+    "write_rows": "writing task",
     "MapWorker": "actor",
     "pool_part": "second phase",
     "jobs.label": "driver",

@@ -20,7 +20,7 @@ import psutil
 from benchmarks.measuring import RESULTS, write_record
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan
 from caan.schema import MANIFEST_SCHEMA, table_of
 
 MINUTES = 120
@@ -63,31 +63,31 @@ def peak_mb(path: Path, seconds: float, rows: list[int]) -> dict[str, float]:
         "video_id": "a", "uri": str(path), "duration_seconds": seconds, "status": "ok",
     }  # fmt: skip
     config = ExtractionConfig(detector="libfacedetection")
-    plan = plan_segments(table_of([video], MANIFEST_SCHEMA), fps=2.0, segment_frames=128)
+    planned = plan(table_of([video], MANIFEST_SCHEMA), fps=2.0, segment_frames=128)
+    units = planned.units(np.ones(planned.num_segments, bool), 1)
     peaks = {"child": 0.0, "parent": 0.0}
     is_over = threading.Event()
-    with tempfile.TemporaryDirectory() as tries:
-        decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig(), tries)
+    decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig())
 
-        def watch() -> None:
-            me = psutil.Process()
-            while not is_over.wait(0.05):
-                peaks["parent"] = max(peaks["parent"], me.memory_info().rss / 2**20)
-                pid = decoder.sandbox.child_pid
-                if pid and psutil.pid_exists(pid):
-                    child = psutil.Process(pid).memory_info().rss / 2**20
-                    peaks["child"] = max(peaks["child"], child)
+    def watch() -> None:
+        me = psutil.Process()
+        while not is_over.wait(0.05):
+            peaks["parent"] = max(peaks["parent"], me.memory_info().rss / 2**20)
+            pid = decoder.sandbox.child_pid
+            if pid and psutil.pid_exists(pid):
+                child = psutil.Process(pid).memory_info().rss / 2**20
+                peaks["child"] = max(peaks["child"], child)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        started = time.perf_counter()
-        statuses = [decoder(plan.slice(row, 1))["status"][0].as_py() for row in rows]
-        taken = time.perf_counter() - started
-        is_over.set()
-        watcher.join()
-        decoder.sandbox.close()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    statuses = [next(decoder(units.slice(row, 1)))["status"][0].as_py() for row in rows]
+    taken = time.perf_counter() - started
+    is_over.set()
+    watcher.join()
+    decoder.sandbox.close()
     return {
-        "segments": plan.num_rows,
+        "segments": planned.num_segments,
         "statuses": ",".join(statuses),
         "child_peak_mb": round(peaks["child"]),
         "parent_peak_mb": round(peaks["parent"]),

@@ -4,9 +4,9 @@ python -m benchmarks.speed.scale run     10, 100, 1,000 and 10,000 segments thro
 python -m benchmarks.speed.scale resume  a plan of 1,000,000 segments, of which all but 100 are done
 
 `run` takes videos whose status is known and a last stage that computes nothing, so that what is
-left is the cost of the system itself. `resume` writes the plan as a run does, marks all shards but
-the last as finished, gives the last one the files that a run leaves (one of rows and one of
-names per written block), and times the same command until its 100 segments are written.
+left is the cost of the system itself. `resume` writes the log and the (empty) row files that a
+killed run leaves, with as many commits after the last checkpoint as there can be, and times the
+same command until its 100 segments count.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.measuring import RESULTS, write_record
-from caan import storage
 from caan.extraction.config import ExtractionConfig, SandboxConfig
-from caan.outputs import layout
-from caan.outputs.plan import plan_segments
+from caan.outputs import layout, log
+from caan.outputs.committer import Committer
+from caan.outputs.plan import Plan, plan
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs.runtime import cluster
 from jobs.runtime.options import Resources
@@ -32,6 +32,12 @@ from jobs.runtime.pipeline import Pipeline
 
 LEFT = 100
 """Segments that `resume` leaves to do."""
+
+FILE_SEGMENTS = 16
+"""Segments of a row file that `resume` finds."""
+
+COMMIT_FILES = 5
+"""Row files of each commit after the last checkpoint."""
 
 
 class NoNetwork:
@@ -46,26 +52,24 @@ class NoNetwork:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         self.counts["segments"] = table.num_rows
-        return table.select(["segment_id", "video_id", "attempt", "status"])
+        return table.select(["segment_id", "video_id", "status"])
 
 
-def manifest_of(num_videos: int, segments_each: int) -> pa.Table:
-    """Videos of that many segments, unreadable, so that no file is opened."""
+def manifest_of(num_videos: int, segments_each: int, num_bad: int = 0) -> pa.Table:
+    """Videos of that many segments, and some that the index found bad, of one segment each."""
     rows = [
         {
             "video_id": f"{number:016x}", "uri": f"/archive/{number:07d}.mp4",
-            "duration_seconds": 64.0 * segments_each, "status": "ok",
+            "duration_seconds": 64.0 * segments_each,
+            "status": "ok" if number < num_videos else "unreadable",
         }
-        for number in range(num_videos)
+        for number in range(num_videos + num_bad)
     ]  # fmt: skip
     return table_of(rows, MANIFEST_SCHEMA)
 
 
-def known(plan: pa.Table) -> pa.Table:
-    """The plan with a known status in every row: nothing is to be decoded."""
-    at = plan.schema.get_field_index("known_status")
-    statuses = pa.array(["unreadable"] * plan.num_rows, plan.schema.field(at).type)
-    return plan.set_column(at, plan.schema.field(at), statuses)
+def planned(manifest: pa.Table) -> Plan:
+    return plan(manifest, fps=2.0, segment_frames=128)
 
 
 def peak_mb() -> float:
@@ -79,6 +83,8 @@ def pipeline() -> Pipeline:
         resources=Resources(embed_segments=16),
         build=NoNetwork,
         arguments=(),
+        table="features",
+        frame_bytes=1000,
     )
 
 
@@ -88,12 +94,11 @@ def run(sizes: list[int]) -> list[dict[str, Any]]:
     cluster.configure_data()
     for size in sizes:
         with tempfile.TemporaryDirectory() as output:
-            plan = known(plan_segments(manifest_of(size, 1), fps=2.0, segment_frames=128))
-            shards = layout.extend_plan(output, "features", plan, retry_failed=False)
             start = time.perf_counter()
-            pipeline().run("extract", shards)
+            with Committer(log.LogWriter(output, "benchmark")) as committer:
+                pipeline().run("extract", planned(manifest_of(0, 0, size)), committer)
             seconds = time.perf_counter() - start
-            rows = sum(t.num_rows for t in layout.latest_segments(output, "features"))
+            rows = sum(t.num_rows for t in layout.read_rows(output, "features"))
         if rows != size:
             raise SystemExit(f"{rows} rows of {size} segments")
         found.append({"segments": size, "seconds": round(seconds, 1), "driver_peak_mb": peak_mb()})
@@ -101,43 +106,61 @@ def run(sizes: list[int]) -> list[dict[str, Any]]:
     return found
 
 
+def leave_log(output: str, of: Plan, num_done: int) -> int:
+    """The log of a run that was killed after so many segments, and its row files, empty.
+
+    Gives the number of row files.
+    """
+    ids = of.manifest["video_id"].combine_chunks().take(pa.array(of.video_N[:num_done]))
+    number = np.arange(num_done) // FILE_SEGMENTS
+    names = [f"features/{n:032x}.parquet" for n in range(int(number[-1]) + 1)]
+    receipts = pa.table(
+        [
+            pa.array(names).take(pa.array(number)), ids, pa.array(of.first_N[:num_done]),
+            pa.repeat("ok", num_done), pa.array(np.full(num_done, 128, np.int32)),
+        ],
+        schema=log.RECEIPTS_SCHEMA,
+    )  # fmt: skip
+    per_commit = COMMIT_FILES * FILE_SEGMENTS
+    later = (log.CHECKPOINT_COMMITS - 2) * per_commit
+    counted = receipts.slice(0, num_done - later).cast(log.STATE_SCHEMA)
+    log.write_checkpoint(output, log.State(number=log.CHECKPOINT_COMMITS - 1, segments=counted))
+    writer = log.LogWriter(output, "the killed run")
+    for start in range(num_done - later, num_done, per_commit):
+        writer.commit(receipts.slice(start, per_commit))
+    folder = Path(output) / "features"
+    folder.mkdir()
+    for name in names:
+        (Path(output) / name).touch()
+    return len(names)
+
+
 def resume(num_segments: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
-        start = time.perf_counter()
-        plan = plan_segments(manifest_of(num_segments // 100, 100), fps=2.0, segment_frames=128)
-        planned = time.perf_counter() - start
-        shards = layout.extend_plan(output, "features", known(plan), retry_failed=False)
-        for shard in shards[:-1]:
-            storage.write_bytes(storage.join(shard.folder, layout.SUCCESS), b"")
-        ids = storage.read_table(shards[-1].plan, ["segment_id"])["segment_id"].to_pylist()
-        folder = Path(shards[-1].state) / "checkpoint"
-        folder.mkdir(parents=True)
-        done = ids[:-LEFT]
-        rows = Path(shards[-1].folder)
-        rows.mkdir(parents=True)
-        for first in range(0, len(done), 16):  # a file of rows and one of names per written block
-            part = pa.table({"segment_id": done[first : first + 16]})
-            pq.write_table(part, rows / f"done{first:06d}-000000.parquet")
-            pq.write_table(part, folder / f"done{first:06d}.parquet")
-        del plan, ids
+        manifest = manifest_of((num_segments - LEFT) // 100, 100, LEFT)
+        first = planned(manifest)
+        num_files = leave_log(output, first, first.num_segments - LEFT)
+        del first
         cluster.start()
         cluster.configure_data()
         start = time.perf_counter()
-        again = plan_segments(manifest_of(num_segments // 100, 100), fps=2.0, segment_frames=128)
-        shards = layout.extend_plan(output, "features", known(again), retry_failed=False)
-        left = [shard for shard in shards if not shard.is_finished()]
-        checked = time.perf_counter() - start
-        pipeline().run("extract", shards)
+        again = planned(manifest)
+        until_planned = time.perf_counter() - start
+        writer = log.LogWriter(output, "benchmark")
+        num_left = int(again.not_in(writer.state.segments).sum())
+        until_known = time.perf_counter() - start
+        with Committer(writer) as committer:
+            pipeline().run("extract", again, committer)
+        removed = layout.remove_garbage(output, "features", writer.state)
         seconds = time.perf_counter() - start
-        names = [pq.read_table(path, columns=["segment_id"]) for path in rows.glob("*.parquet")]
-    written = pa.concat_tables(names)["segment_id"].to_pylist()
-    if len(written) != len(done) + LEFT or len(set(written)) != len(written) or len(left) != 1:
-        raise SystemExit(f"{len(written)} rows, {len(done)} were done and {LEFT} left to do")
+        found = log.read(output).segments
+    if num_left != LEFT or removed or again.not_in(found).any() or len(found) != num_segments:
+        raise SystemExit(f"{num_left} segments were left to do, and {len(found)} count")
     return {
         "segments": num_segments,
-        "checkpoint_files_of_the_open_shard": (len(done) + 15) // 16,
-        "planning_seconds": round(planned, 1),
-        "check_seconds": round(checked, 1),
+        "row_files": num_files,
+        "planning_seconds": round(until_planned, 1),
+        "log_seconds": round(until_known - until_planned, 1),
         "until_done_seconds": round(seconds, 1),
         "driver_peak_mb": peak_mb(),
     }

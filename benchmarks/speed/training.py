@@ -36,6 +36,8 @@ from caan.features.batches import plan_epoch, sample_offsets
 from caan.features.packed import PackedVideos
 from caan.models.build import build_model
 from caan.models.head import FrameBatch
+from caan.outputs import layout
+from caan.outputs.log import LogWriter
 from caan.schema import EMOTIONS
 from caan.training.loop import fit
 from caan.training.recipes import RECIPES
@@ -54,6 +56,7 @@ def write_features(folder: Path, videos: PackedVideos) -> None:
     nothing to validate on.
     """
     wanted = schema.features_schema(DIM, DIM)
+    writer = LogWriter(str(folder), "benchmark")
     for first in range(0, len(videos), VIDEOS_PER_FILE):
         part = videos.select(np.arange(first, min(first + VIDEOS_PER_FILE, len(videos))))
         rows = slice(int(part.starts_V[0]), int(part.starts_V[-1] + part.counts_V[-1]))
@@ -69,18 +72,17 @@ def write_features(folder: Path, videos: PackedVideos) -> None:
             pa.array(np.ones(total, np.float32)),
             _vectors(videos.face_ND[rows]),
         ]
-        ids = pa.array(part.video_ids_V.tolist())
+        ids = part.video_ids_V.tolist()
         columns: dict[str, Any] = {name: pa.nulls(len(part)) for name in wanted.names}
-        columns |= {"segment_id": ids, "video_id": ids}
+        segment_ids = [schema.segment_id_of(video_id, 0) for video_id in ids]
+        columns |= {"segment_id": pa.array(segment_ids), "video_id": pa.array(ids)}
         columns["status"] = pa.array(["ok"] * len(part))
-        columns["attempt"] = pa.array([0] * len(part))
         for name, arrays in (("frames", frames), ("faces", faces)):
             fields = list(wanted.field(name).type.value_type)
             structs = pa.StructArray.from_arrays(arrays, fields=fields)
             columns[name] = pa.ListArray.from_arrays(offsets, structs)
         table = pa.table(columns).cast(wanted)
-        place = folder / "features/attempt=0/shard-00000" / f"part-{first:06d}.parquet"
-        storage.write_table(table, place)
+        writer.commit(layout.write_rows(table, str(folder), "features"))
     splits = [split or "train" for split in videos.splits_V.tolist()]
     labels = [LABELS[label] for label in videos.labels_V.tolist()]
     manifest = [
@@ -95,7 +97,8 @@ def write_features(folder: Path, videos: PackedVideos) -> None:
     names = {"face_backbone": "vggface", "context_backbone": "vgg16", "detector": "retinaface"}
     options = {**names, "no_face": "drop", "fps": 2.0, "face_policy": "main"}
     record = {"job": "extract", "is_complete": True, "fingerprint": "f", "config": options}
-    storage.write_json(folder / "run.json", {**record, "identity": names})
+    record |= {"format": layout.FORMAT, "identity": names}
+    storage.write_json(folder / "run.json", record)
 
 
 def _vectors(x_ND: np.ndarray) -> pa.Array:

@@ -19,9 +19,9 @@ from caan.media.sandbox import Sandbox
 from caan.outputs.plan import segments_of
 from caan.storage.scratch import scratch_file, spool_folder, sweep
 
-MIN_SPOOL_SHARE = 0.5
+MIN_SPOOL_SHARE = 0.9
 """Least share of a file that a unit covers for the file to be copied to disk. Of less, the ranges
-that it needs are read."""
+that it needs are read: another unit fetches the rest."""
 
 
 class SegmentDecoder:

@@ -149,7 +149,7 @@ def _is_dead_here(holder: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(holder["process"])
         started = process.create_time()
-        if process.status() == psutil.STATUS_ZOMBIE:  # in a container nobody may reap it
+        if process.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has not looked yet
             return True
     except psutil.NoSuchProcess:
         return True

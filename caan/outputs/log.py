@@ -12,6 +12,7 @@ the number taken.
 import json
 import logging
 import re
+import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -191,8 +192,9 @@ class LogWriter:
     def __init__(self, output: str, writer: str) -> None:
         """Read the log and take its next number, so that any other writer's next commit fails.
 
-        `writer` names this writer among all others.
+        `writer` says who this is, for people.
         """
+        self._id = uuid.uuid4().hex  # tells an own commit, whose answer was lost, from another's
         self.output = output
         self.writer = writer
         self._state = read(output)
@@ -221,11 +223,7 @@ class LogWriter:
         """
         add = _as_json(receipts)
         if not self._create(add, list(remove)):
-            holder = storage.read_json(path_of(self.output, self.number + 1))["writer"]
-            raise LostOutput(
-                f"`{redact(self.output)}` was taken over by {holder}: this run stops. What it had "
-                "committed stays, and the other run does the rest."
-            )
+            raise self._lost()
         self._made(add, list(remove))
 
     def _made(self, add: dict[str, Any], remove: list[str]) -> None:
@@ -233,9 +231,25 @@ class LogWriter:
         if self.number % CHECKPOINT_COMMITS == CHECKPOINT_COMMITS - 1:
             write_checkpoint(self.output, self.state)
 
+    def check(self) -> None:
+        """Make sure that no other writer has committed: before files are changed without a commit.
+
+        Raises:
+            LostOutput: one has.
+        """
+        if storage.exists(path_of(self.output, self.number + 1)):
+            raise self._lost()
+
+    def _lost(self) -> LostOutput:
+        holder = storage.read_json(path_of(self.output, self.number + 1))["writer"]
+        return LostOutput(
+            f"`{redact(self.output)}` was taken over by {holder}: this run stops. What it had "
+            "committed stays, and the other run does the rest."
+        )
+
     def _create(self, add: dict[str, Any], remove: list[str]) -> bool:
         """Create the next commit; False if another writer's is there."""
-        said = {"writer": self.writer, "add": add, "remove": remove}
+        said = {"writer": self.writer, "id": self._id, "add": add, "remove": remove}
         path = path_of(self.output, self.number + 1)
         try:
             storage.create_bytes(path, json.dumps(said, separators=(",", ":")).encode())

@@ -216,6 +216,7 @@ def pool(opened: OpenRun, model_ref: Any, config: PoolConfig) -> Pooled:
     that was interrupted here repeats this phase and ends with the same tables.
     """
     output = opened.output
+    opened.writer.check()
     parts = parts_of(opened.writer.state.segments)
     needs_marks = config.face_policy == "marked"
 

@@ -170,7 +170,12 @@ class OpenRun:
         }
 
     def finish(self, record: dict[str, Any], statuses: Mapping[str, int]) -> int:
-        """Write run.json with the number of videos by status; give the exit code."""
+        """Write run.json with the number of videos by status; give the exit code.
+
+        Raises:
+            LostOutput: another driver has taken the output over.
+        """
+        self.writer.check()
         good = sum(statuses.get(status, 0) for status in schema.GOOD_STATUSES)
         share = good / max(1, record["num_videos"])
         record |= {"statuses": dict(sorted(statuses.items())), "good_share": share}
@@ -242,6 +247,7 @@ class OpenRun:
             return counts
         with Committer(self.writer, self.lease) as committer:
             counts = pipeline.run(self.run.job_name, plan, committer)
+        self.writer.check()  # another driver's rows are no garbage
         layout.remove_garbage(self.output, pipeline.table, self.writer.state)
         return counts
 

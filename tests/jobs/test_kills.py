@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = ("raylet/extract/any", "driver/extract/write", "machine/extract/write")
+KILLS = ("raylet/extract/any", "driver/extract/uncommitted", "machine/extract/commit")
 
 
 @pytest.mark.ray
@@ -24,5 +24,5 @@ def test_tables_after_kills_equal_undisturbed_ones(tmp_path: Path) -> None:
     runs = json.loads(record.read_text())["kills"]["runs"]
     assert len(runs) == len(KILLS)
     for run in runs:
-        assert (run["lost"], run["doubled"]) == (0, 0), run
+        assert (run["lost"], run["doubled"], run["verified"]) == (0, 0, "whole"), run
         assert run["rows"] > 20

@@ -131,9 +131,7 @@ def test_a_checkpoint_gives_what_all_commits_give(
     state = log.read(output)
     asked: list[int] = []
     read = log._read_commit
-    monkeypatch.setattr(
-        log, "_read_commit", lambda output, n: asked.append(n) or read(output, n)
-    )
+    monkeypatch.setattr(log, "_read_commit", lambda output, n: asked.append(n) or read(output, n))
     assert same(log.read(output), state)
     assert asked == [12]
     for name in points:
