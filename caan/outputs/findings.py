@@ -53,7 +53,7 @@ def read_part(uri: str, findings: Findings) -> pa.Table | None:
         source = pa.BufferReader(content)
         table = pq.ParquetFile(source, page_checksum_verification=True).read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         findings.add(f"`{redact(uri)}` cannot be read: {reason}")
         return None

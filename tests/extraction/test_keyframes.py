@@ -14,7 +14,7 @@ from caan.extraction.decode import SegmentDecoder
 from caan.extraction.keyframes import GAP_SECONDS, LOOK_SECONDS
 from caan.media.sampling import key_frames, sample_frames
 from caan.outputs import verify
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan, segments_of
 from caan.schema import MANIFEST_SCHEMA, table_of
 from jobs.runtime.run import cascade_line
 
@@ -47,8 +47,9 @@ def cut(
     for first in range(0, num_frames, segment_frames):
         request = {
             "segment_id": "s", "video_id": "v", "start_seconds": 0.0, "end_seconds": 0.0,
-            "attempt": 0, "face_box": None, "source": str(path), "first_index": first,
+            "face_box": None, "source": str(path), "first_index": first,
             "num_frames": min(segment_frames, num_frames - first),
+            "is_last": first + segment_frames >= num_frames,
         }  # fmt: skip
         counts.append(
             segment.read_segment(request, config.segment_config(detect_here=True), str(target))
@@ -178,11 +179,11 @@ def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(
 ) -> None:
     path = write_clip(tmp_path / "in.mp4", carphone, ["none", "none", "none", "face"])
     manifest = [{"video_id": "v", "uri": str(path), "duration_seconds": 16.0}]
-    plan = plan_segments(table_of(manifest, MANIFEST_SCHEMA), fps=2.0, segment_frames=16)
-    decoder = SegmentDecoder(
-        CONFIG.segment_config(detect_here=True), SandboxConfig(), str(tmp_path / "tries")
-    )
-    table = decoder(plan)
+    planned = plan(table_of(manifest, MANIFEST_SCHEMA), fps=2.0, segment_frames=16)
+    (unit,) = (units := planned.units(np.ones(2, bool), 2)).to_pylist()
+    config = dataclasses.replace(CONFIG, segment_frames=16)
+    decoder = SegmentDecoder(config.segment_config(detect_here=True), SandboxConfig())
+    table = pa.concat_tables(decoder(units))
     decoder.sandbox.close()
     counts = decoder.take_counts()
     assert table["status"].to_pylist() == ["no_face", "ok"]
@@ -191,7 +192,7 @@ def test_the_stage_counts_what_it_spared_and_its_rows_are_on_the_grid(
     assert saved is not None
     assert saved["saved_seconds_detect"] is not None
     assert "20 frames skipped" in cascade_line(saved)
-    for request, row in zip(plan.to_pylist(), table.to_pylist(), strict=True):
+    for request, row in zip(segments_of(unit, 2.0, 16), table.to_pylist(), strict=True):
         row |= {name: np.array([f[name] for f in row["frames"]]) for name in ("frame_index",)}
         row |= {"pts": np.array([f["pts_seconds"] for f in row["frames"]]), "face_index": []}
         assert verify._is_on_grid(row, request, {"fps": 2.0, "cascade": True})

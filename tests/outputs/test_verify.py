@@ -9,11 +9,13 @@ import pytest
 
 from caan import config, storage
 from caan.errors import InputError
-from caan.outputs import layout
+from caan.outputs import layout, log
 from caan.outputs import verify as verify_module
 from caan.outputs.forget import counts_of, forget
-from caan.outputs.plan import plan_segments
-from caan.outputs.verify import verify
+from caan.outputs.lease import FILE
+from caan.outputs.log import LogWriter
+from caan.outputs.plan import plan, segments_of
+from caan.outputs.verify import clean, verify
 from caan.schema import (
     FRAME_SCORES_SCHEMA,
     LABELS_SCHEMA,
@@ -25,6 +27,7 @@ from caan.schema import (
 )
 from jobs import forget as forget_job
 from jobs import verify as verify_job
+from tests.support.row_files import rows_of
 
 VIDEOS = ("aaaa", "bbbb", "cccc")
 FAILED = "cccc"
@@ -33,7 +36,7 @@ FAILED = "cccc"
 def segment_row(request, schema):
     """What the stages write of a segment: one face per frame, or a failure of video `cccc`."""
     row = {k: request[k] for k in ("segment_id", "video_id", "start_seconds", "end_seconds")}
-    row |= {"attempt": request["attempt"], "frames": [], "faces": []}
+    row |= {"frames": [], "faces": []}
     if request["video_id"] == FAILED:
         return row | {"status": "timed_out", "error": "killed after 300 seconds"}
 
@@ -60,16 +63,22 @@ def write_output(output: str, job: str = "extract") -> str:
     ]
     manifest = table_of(videos, MANIFEST_SCHEMA)
     storage.write_table(manifest, storage.join(output, "manifest.parquet"))
-    plan = plan_segments(manifest, fps=2.0, segment_frames=4)
+    planned = plan(manifest, fps=2.0, segment_frames=4)
+    units = planned.units(np.ones(6, bool), 1).to_pylist()
+    requests = [request for unit in units for request in segments_of(unit, 2.0, 4)]
     name = {"extract": "features", "label": "segment_scores"}[job]
     schema = features_schema(3, 5) if job == "extract" else segment_scores_schema(3, 2, 4)
-    shard = layout.extend_plan(output, name, plan, retry_failed=False)[0]
-    table = table_of([segment_row(r, schema) for r in plan.to_pylist()], schema)
-    storage.write_table(table.slice(0, 3), storage.join(shard.folder, "0.parquet"))
-    storage.write_table(table.slice(3), storage.join(shard.folder, "1.parquet"))
-    storage.write_bytes(storage.join(shard.folder, layout.SUCCESS), b"")
-    of = {"fps": 2.0}
+    table = table_of([segment_row(r, schema) for r in requests], schema)
+    of = {"fps": 2.0, "segment_frames": 4}
+    layout.begin_record(output, of, config.fingerprint(of))
+    writer = LogWriter(output, "a test")
+    receipts = [layout.write_rows(table.slice(0, 3), output, name)]
+    writer.commit(receipts[0])
+    receipts += [layout.write_rows(table.slice(n, 1), output, name) for n in (4, 3)]
+    writer.commit(pa.concat_tables(receipts[1:]))
+    writer.commit(layout.write_rows(table.slice(5), output, name))
     record = {
+        "format": layout.FORMAT,
         "job": job,
         "is_complete": True,
         "fingerprint": config.fingerprint(of),
@@ -116,14 +125,11 @@ def test_a_whole_output_passes_and_a_video_is_forgotten(tmp_path: Path, job: str
     storage.write_bytes(output + "/labels.csv", b"video_id,label\naaaa,joy\nbbbb,joy\n")
     storage.write_bytes(output + "/labels.jsonl", b'{"video_id": "aaaa"}\n{"video_id": "bbbb"}\n')
     done = forget(output, ["aaaa"])
-    assert done.num_rows == {"extract": 7, "label": 18}[job]  # manifest, plan 2, rows 2, text 2
+    assert done.num_rows == {"extract": 5, "label": 16}[job]  # manifest, segments 2, rows, text 2
     assert [name.rpartition("/")[2] for name in done.files] == ["aaaa.mp4"]
     assert storage.exists(output + "/previews/aaaab.mp4")
-    for file in storage.list_files(output):
-        if file.uri.endswith(".parquet"):
-            assert "aaaa" not in storage.read_table(file.uri)["video_id"].to_pylist()
-        else:
-            assert b'aaaa"' not in storage.read_bytes(file.uri)
+    (tmp_path / "out" / "previews" / "aaaab.mp4").unlink()
+    assert mentions(output, "aaaa") == []
     after = verify(output)
     assert after.problems == []
     assert (after.num_videos, after.statuses) == (2, {"ok": 1, "timed_out": 1})
@@ -132,13 +138,30 @@ def test_a_whole_output_passes_and_a_video_is_forgotten(tmp_path: Path, job: str
     assert verify_job.main(verify_job.Job(output=output)) == 0
 
 
+def mentions(output: str, video_id: str) -> list[str]:
+    """Files that hold these bytes, in their names or as they are or decompressed."""
+    found = []
+    uris = [file.uri for file in storage.list_files(output)]
+    if not storage.is_s3(output):  # hidden ones too
+        uris = [str(path) for path in Path(output).rglob("*") if path.is_file()]
+    for uri in uris:
+        content = storage.read_bytes(uri)
+        if uri.endswith(".parquet"):
+            table = pq.read_table(pa.BufferReader(content))
+            content += str(table.to_pydict()).encode() + str(table.schema.metadata).encode()
+        if video_id.encode() in content or video_id in uri.rpartition("/")[2]:
+            found.append(uri)
+    return found
+
+
 def test_an_output_on_s3_is_verified_and_forgotten_likewise(s3_bucket: str, tmp_path: Path) -> None:
     write_output(str(tmp_path / "out"))
     storage.copy_folder(tmp_path / "out", s3_bucket + "/out")
     assert verify(s3_bucket + "/out").problems == []
-    assert forget(s3_bucket + "/out", ["aaaa"]).num_rows == 5
+    assert forget(s3_bucket + "/out", ["aaaa"]).num_rows == 3
     after = verify(s3_bucket + "/out")
     assert (after.problems, after.num_videos, after.num_segments) == ([], 2, 4)
+    assert mentions(s3_bucket + "/out", "aaaa") == []
 
 
 def test_forgetting_goes_on_after_an_interruption_and_names_what_it_cannot_edit(
@@ -159,6 +182,92 @@ def test_forgetting_goes_on_after_an_interruption_and_names_what_it_cannot_edit(
     assert forget_job.main(forget_job.Job(output=output, video_ids=("bbbb",))) == 0
 
 
+def test_a_file_that_no_commit_names_is_counted_and_cleaned_away(
+    tmp_path: Path, s3_bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_output(str(tmp_path / "out"))
+    storage.copy_folder(tmp_path / "out", s3_bucket + "/out")
+    for output in (str(tmp_path / "out"), s3_bucket + "/out"):
+        before = {file.uri for file in storage.list_files(output)}
+        garbage = layout.write_rows(rows_of([("aaaa", 0, "ok")]), output, "features")
+        found = verify(output)
+        assert (found.problems, found.num_garbage, found.num_segments) == ([], 1, 6)
+        assert clean(output) == 1
+        assert {file.uri for file in storage.list_files(output)} == before
+        assert (verify(output).num_garbage, clean(output)) == (0, 0)
+        (name,) = garbage["file"].to_pylist()
+        storage.write_bytes(storage.join(output, name), b"half")
+        assert verify_job.main(verify_job.Job(output=output)) == 0
+        assert "1 of killed runs: see --clean" in capsys.readouterr().out
+        assert verify_job.main(verify_job.Job(output=output, clean=True)) == 0
+        assert "1 files of killed runs deleted" in capsys.readouterr().out
+
+
+def test_nothing_is_cleaned_or_forgotten_while_a_driver_writes(tmp_path: Path) -> None:
+    output = write_output(str(tmp_path / "out"))
+    layout.write_rows(rows_of([("aaaa", 0, "ok")]), output, "features")
+    driver = {
+        "id": "x", "host": "farm-7", "process": 1, "process_started": 1.0, "job": "extract",
+        "since": "2030-01-01T00:00:00+00:00", "renewed": "2099-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    storage.write_json(storage.join(output, FILE), driver)
+    before = {f.uri: f.etag for f in storage.list_files(output)}
+    for act in (clean, lambda output: forget(output, ["aaaa"])):
+        with pytest.raises(InputError, match=r"jobs\.extract on farm-7"):
+            act(output)
+    assert {f.uri: f.etag for f in storage.list_files(output)} == before
+
+
+def die_at(patch: pytest.MonkeyPatch, where: object, name: str) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    patch.setattr(where, name, die)
+
+
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        (storage, "create_bytes"),  # before its commit
+        (storage, "delete"),  # after it
+        (layout, "remove_garbage"),
+        (log, "write_checkpoint"),
+        (storage, "write_json"),  # while the log is written anew
+    ],
+)
+def test_forgetting_leaves_no_byte_of_an_id_wherever_it_was_interrupted(
+    where: object, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "CHECKPOINT_COMMITS", 2)
+    output = write_output(str(tmp_path / "out"))
+    half = tmp_path / "out" / "log" / "00000009.json.0123abcd.tmp"
+    half.write_bytes(b'{"add": {"features/x.parquet": {"aaaa": [')
+    assert len(mentions(output, "aaaa")) > 4
+    assert any("checkpoint" in name for name in mentions(output, "aaaa"))
+    with monkeypatch.context() as patch:
+        die_at(patch, where, step)
+        with pytest.raises(KeyboardInterrupt):
+            forget(output, ["aaaa"])
+    forget(output, ["aaaa"])
+    assert mentions(output, "aaaa") == []
+    after = verify(output)
+    assert (after.problems, after.num_videos, after.num_garbage) == ([], 2, 0)
+    assert forget(output, ["aaaa"]).num_rows == 0
+    assert verify(output).num_segments == 4
+
+
+def test_a_video_of_an_interrupted_run_is_forgotten_too(tmp_path: Path) -> None:
+    output = write_output(str(tmp_path / "out"))
+    record = storage.read_json(output + "/run.json")
+    layout.begin_record(output, record["fingerprint_of"], record["fingerprint"])
+    layout.write_rows(rows_of([("aaaa", 0, "ok")]), output, "features")
+    assert forget(output, ["aaaa"]).num_rows == 3
+    assert mentions(output, "aaaa") == []
+    assert log.read(output).segments.num_rows == 4
+    storage.write_json(output + "/run.json", record | counts_of(output, record))
+    assert verify(output).problems == []
+
+
 def test_forget_refuses_what_it_cannot_mean(tmp_path: Path) -> None:
     output = write_output(str(tmp_path / "out"))
     before = {f.uri: f.etag for f in storage.list_files(output)}
@@ -170,11 +279,16 @@ def test_forget_refuses_what_it_cannot_mean(tmp_path: Path) -> None:
     assert {f.uri: f.etag for f in storage.list_files(output)} == before
 
 
+def first_of(output: Path, name: str) -> Path:
+    """The file with the most rows of those that match."""
+    return max(output.glob(name), key=lambda path: (pq.read_metadata(path).num_rows, path))
+
+
 def edit(name, change):
     """Damage that rewrites a table: `change` gets its rows."""
 
     def damage(output: Path) -> None:
-        path = next(output.glob(name))
+        path = first_of(output, name)
         table = storage.read_table(path)
         rows = table.to_pylist()
         storage.write_table(table_of(change(rows) or rows, table.schema), path)
@@ -192,26 +306,43 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-FIRST = "features/*/*/0.parquet"
+FIRST = "features/[0-9a-f]*.parquet"
+FAILED_ONE = "features/failed-*.parquet"
 DAMAGES = {
-    "a lost row": (edit(FIRST, lambda rows: rows[1:]), "segments are lost: aaaa-00000000"),
-    "a lost file": (lambda out: next(out.glob(FIRST)).unlink(), "segments are lost"),
+    "a lost row": (edit(FIRST, lambda rows: rows[1:]), "than the log says: aaaa-00000000"),
+    "a lost file": (lambda out: first_of(out, FIRST).unlink(), ".parquet` is missing"),
+    "a lost commit": (lambda out: (out / "log" / "00000003.json").unlink(), "segments are lost: cccc-00000004"),
+    "a commit of rows that are not there": (
+        lambda out: LogWriter(str(out), "x").commit(
+            layout.write_rows(rows_of([("cccc", 4, "ok")]), str(out), "segment_scores")
+        ),
+        "run.json says num_segments 6, but 7",
+    ),
+    "a number of faces": (edit(FIRST, lambda rows: rows[0]["faces"].pop() and None), "than the log says: aaaa-00000000"),
+    "a status other than the log's": (
+        edit(FAILED_ONE, lambda rows: rows[0].update(status="crashed")), "than the log says"
+    ),
     "a doubled row": (edit(FIRST, lambda rows: [*rows, rows[0]]), "segments stand twice"),
     "a file copied": (
-        lambda out: (next(out.glob(FIRST)).parent / "2.parquet").write_bytes(
-            next(out.glob(FIRST)).read_bytes()
+        lambda out: LogWriter(str(out), "x").commit(
+            layout.write_rows(storage.read_table(first_of(out, FIRST)), str(out), "features")
         ),
-        "segments stand twice",
+        "segments stand twice: aaaa-00000000",
     ),
     "a row of another plan": (
         edit(FIRST, lambda rows: rows[0].update(segment_id="zzzz-00000000")),
         "segments were never planned: zzzz-00000000",
     ),
     "half a file": (
-        lambda out: next(out.glob(FIRST)).write_bytes(next(out.glob(FIRST)).read_bytes()[:500]),
+        lambda out: first_of(out, FIRST).write_bytes(first_of(out, FIRST).read_bytes()[:500]),
         "cannot be read",
     ),
-    "no marker": (lambda out: next(out.rglob("_SUCCESS")).unlink(), "is not finished"),
+    "no end": (
+        lambda out: storage.write_json(
+            out / "run.json", storage.read_json(out / "run.json") | {"is_complete": False}
+        ),
+        "is not finished",
+    ),
     "a frame moved": (
         edit(FIRST, lambda rows: set_item(rows, "frames", 1, "frame_index", 3)), "on the grid"
     ),
@@ -233,14 +364,13 @@ DAMAGES = {
         edit(FIRST, lambda rows: rows[0].update(status="fine")), "unknown status"
     ),
     "a silent failure": (
-        edit("features/*/*/1.parquet", lambda rows: rows[2].update(error=None)), "without an error"
+        edit(FAILED_ONE, lambda rows: rows[0].update(error=None)), "without an error"
     ),
-    "a video fewer": (edit("manifest.parquet", lambda rows: rows[:2]), "not in the manifest: cccc"),
+    "a video fewer": (edit("manifest.parquet", lambda rows: rows[:2]), "never planned: cccc-00000000, cccc-00000004"),
     "a video unplanned": (
         edit("manifest.parquet", lambda rows: [*rows, rows[0] | {"video_id": "dddd"}]),
-        "never planned: dddd",
+        "segments are lost: dddd-00000000, dddd-00000004",
     ),
-    "a plan lost": (lambda out: next(out.glob("plan/*/*")).unlink(), "have no plan"),
     "another fingerprint": (
         lambda out: storage.write_json(
             out / "run.json", storage.read_json(out / "run.json") | {"fingerprint": "x"}
@@ -256,8 +386,8 @@ DAMAGES = {
     ),
     "another run's column": (
         lambda out: storage.write_table(
-            storage.read_table(next(out.glob(FIRST))).append_column("x", pa.array([1, 2, 3])),
-            next(out.glob(FIRST)),
+            storage.read_table(first_of(out, FIRST)).append_column("x", pa.array([1, 2, 3])),
+            first_of(out, FIRST),
         ),
         "departs from the schema: x",
     ),
@@ -312,7 +442,7 @@ def test_damage_of_labels_is_named(what: str, tmp_path: Path) -> None:
 def test_flipped_bytes_are_seen(tmp_path: Path) -> None:
     output = tmp_path / "out"
     write_output(str(output))
-    path = next(output.glob(FIRST))
+    path = first_of(output, FIRST)
     whole = path.read_bytes()
     pages = pq.ParquetFile(path).metadata.row_group(0)
     ends = [pages.column(n).data_page_offset + pages.column(n).total_compressed_size - 1

@@ -9,7 +9,8 @@ import pytest
 from caan.extraction.config import ExtractionConfig
 from caan.extraction.segment import SegmentImages, warm_up
 from caan.media.sampling import probe, sample_frames
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan
+from caan.outputs.plan import segments_of as requests_of
 from caan.people.config import FaceEmbeddingConfig, Mark, TrackConfig, with_person_distance
 from caan.people.people import VideoPeople, false_faces, find_people
 from caan.schema import MANIFEST_SCHEMA, segment_scores_schema, table_of
@@ -128,8 +129,9 @@ def test_real_clips_give_one_track_per_person(
     segment_config = config.segment_config(detect_here=True, face_embedding=FaceEmbeddingConfig())
     warm_up(segment_config)
     video = {"video_id": "v", "uri": uri, "duration_seconds": probe(uri).duration_seconds}
-    plan = plan_segments(table_of([video], MANIFEST_SCHEMA), fps=1.0, segment_frames=100)
-    (request,) = plan.to_pylist()
+    planned = plan(table_of([video], MANIFEST_SCHEMA), fps=1.0, segment_frames=100)
+    (unit,) = planned.units(np.ones(1, bool), 1).to_pylist()
+    (request,) = requests_of(unit, 1.0, 100)
     segment = SegmentImages(request, segment_config)
     for frame in sample_frames(uri, fps=1.0):
         segment.add([frame])

@@ -14,7 +14,7 @@ import pytest
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.probe import IndexProber
-from caan.outputs.plan import plan_segments
+from caan.outputs.plan import plan
 from caan.schema import MANIFEST_SCHEMA, STATUSES, table_of, video_id_of
 from tests.support.hostile import READ, corpus, playlists, write_clip
 from tests.support.hostile import images as hostile_images
@@ -44,10 +44,11 @@ def rows_of(paths: list[Path]) -> tuple[pa.Table, pa.Table]:
     prober = IndexProber()
     manifest = prober(table_of(listed, MANIFEST_SCHEMA))
     prober.sandbox.close()
-    cut = ExtractionConfig(no_face="context_only").segment_config(detect_here=False)
-    plan = plan_segments(manifest, fps=2.0, segment_frames=64)
-    decoder = SegmentDecoder(cut, LIMITS, str(paths[0].parent / "tries"))
-    segments = decoder(plan)
+    cut = ExtractionConfig(no_face="context_only", segment_frames=64).segment_config(detect_here=False)
+    planned = plan(manifest, fps=2.0, segment_frames=cut.segment_frames)
+    decoder = SegmentDecoder(cut, LIMITS)
+    units = planned.units(np.ones(planned.num_segments, bool), 1000)
+    segments = pa.concat_tables(decoder(units))
     decoder.sandbox.close()
     return manifest, segments
 

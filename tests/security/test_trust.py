@@ -16,7 +16,6 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from caan.extraction.attempts import AttemptLog
 
 from caan import storage
 from caan.annotation.server import make_server
@@ -155,8 +154,6 @@ def test_an_id_that_is_no_plain_name_is_refused_everywhere(bad: str, tmp_path: P
         with pytest.raises(InputError):
             forget(str(output), [bad])
     if bad in ("../../x", "a\0b", "x" * 300, ".."):  # even past those checks
-        with pytest.raises(InputError):
-            AttemptLog(f"{output}/tries", 3).begin(f"../{bad}")
         with pytest.raises(InputError):
             write_sidecars(
                 str(output), video | {"video_id": f"../{bad}"}, people=[], windows=[],

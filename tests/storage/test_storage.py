@@ -1,7 +1,11 @@
 """Files on local paths and on a real S3 server on loopback."""
 
 import os
+import random
+import shutil
+import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -54,11 +58,59 @@ def test_etag_and_size_follow_the_content(folder):
 
 
 def test_a_folder_of_tables_reads_as_one(folder):
-    storage.write_table(TABLE, storage.join(folder, "attempt=0", "b.parquet"))
-    storage.write_table(TABLE.slice(0, 1), storage.join(folder, "attempt=0", "a.parquet"))
-    storage.write_bytes(storage.join(folder, "attempt=0", "_SUCCESS"), b"")
+    storage.write_table(TABLE, storage.join(folder, "deep", "b.parquet"))
+    storage.write_table(TABLE.slice(0, 1), storage.join(folder, "deep", "a.parquet"))
+    storage.write_bytes(storage.join(folder, "deep", "note.txt"), b"")
     assert storage.read_table(folder)["n"].to_pylist() == [1, 1, 2, 3]
     assert storage.read_table(folder, ["n"]).column_names == ["n"]
+
+
+def test_the_rows_of_some_videos_are_read_alone(folder):
+    ids = ["a", "b", "a", "c"]
+    table = pa.table({"video_id": ids, "n": range(4)})
+    for name in ("x.parquet", "y.parquet"):
+        storage.write_table(table, storage.join(folder, name), rows_per_group=2)
+    found = storage.read_table(folder, ["n"], video_ids=["a", "z"])
+    assert found.to_pydict() == {"n": [0, 2, 0, 2]}
+    assert storage.read_table(folder, video_ids=("c",))["video_id"].to_pylist() == ["c", "c"]
+    assert storage.read_table(folder, video_ids=[]).num_rows == 0
+
+
+def test_a_file_is_created_once_and_never_overwritten(folder):
+    file = storage.join(folder, "log", "00000000.json")
+    storage.create_bytes(file, b"first")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(file, b"second")
+    assert storage.read_bytes(file) == b"first"
+    assert storage.list_names(storage.join(folder, "log")) == ["00000000.json"]
+    assert len(storage.list_files(folder)) == 1, "no temporary file is left"
+
+
+def test_of_writers_that_create_a_file_together_one_succeeds(folder):
+    file = storage.join(folder, "log", "00000000.json")
+    barrier = threading.Barrier(6)
+
+    def create(number):
+        barrier.wait()
+        try:
+            storage.create_bytes(file, b"%d" % number * 1000)
+        except FileExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [number for number in pool.map(create, range(6)) if number is not None]
+    assert len(done) == 1
+    assert storage.read_bytes(file) == b"%d" % done[0] * 1000
+
+
+def test_a_file_that_cannot_be_created_says_why(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"storage failed while writing `.*file/0.json`"):
+        storage.create_bytes(tmp_path / "file" / "0.json", b"x")
+    with pytest.raises(TypeError):
+        storage.create_bytes(tmp_path / "0.json", "text")  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no table at all, but long enough for one"])
@@ -219,6 +271,43 @@ def test_small_objects_are_spooled_and_large_ones_and_local_files_stay(s3_bucket
     for absent in (s3_bucket + "/none.mp4", str(tmp_path / "none.mp4")):
         with pytest.raises(Missing, match=r"none.mp4"), storage.spooled(absent, 1, spool_bytes=5):
             pass
+
+
+def test_an_object_that_the_disk_has_no_room_for_is_read_in_its_place(
+    s3_bucket, tmp_path, monkeypatch
+):
+    uri = s3_bucket + "/clip.mp4"
+    storage.write_bytes(uri, b"12345")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9))
+    with storage.spooled(uri, 5, spool_bytes=100, folder=str(tmp_path)) as path:
+        assert path == uri
+    with storage.spooled(uri, 4, spool_bytes=100, folder=str(tmp_path)) as path:
+        assert os.path.dirname(path) == str(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 20_500])
+def test_an_object_reads_like_the_local_file_at_random_places(
+    s3_bucket, tmp_path, monkeypatch, size
+):
+    monkeypatch.setattr(files, "RANGE_BLOCK_BYTES", 1000)
+    rng = random.Random(size)
+    (tmp_path / "x").write_bytes(content := rng.randbytes(size))
+    storage.write_bytes(s3_bucket + "/x", content)
+    # In more blocks than are kept, too.
+    with (tmp_path / "x").open("rb") as local, storage.open_ranges(s3_bucket + "/x") as remote:
+        for _ in range(300):
+            whence = rng.choice([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END])
+            low = {os.SEEK_SET: 0, os.SEEK_CUR: -local.tell(), os.SEEK_END: -size}[whence]
+            offset = rng.randint(low, low + size + 50)
+            assert remote.seek(offset, whence) == local.seek(offset, whence)
+            count = rng.choice([-1, 0, 1, 7, 1000, rng.randint(0, size + 1)])
+            assert remote.read(count) == local.read(count)
+            assert remote.tell() == local.tell()
+        remote.seek(0)
+        assert remote.read() == content
+    assert remote.closed
 
 
 def test_a_large_object_is_read_by_ranges(s3_bucket, monkeypatch):

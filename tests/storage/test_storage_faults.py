@@ -3,10 +3,10 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,11 +16,14 @@ from caan.errors import StorageError
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.extraction.decode import SegmentDecoder
 from caan.extraction.probe import probe_uri
-from caan.outputs.plan import plan_segments
+from caan.outputs import log
+from caan.outputs.log import LogWriter
+from caan.outputs.plan import plan
 from caan.schema import MANIFEST_SCHEMA, table_of
 from caan.storage import paths
 from caan.storage.failures import fault_of
 from tests.support.faults import TRANSIENT, FaultProxy, Faults
+from tests.support.row_files import add, counted, stored
 
 CONTENT = bytes(range(256)) * 50_000  # more than one part of an upload
 
@@ -35,17 +38,18 @@ def proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def plan(s3_bucket: str, half_faceless: Path) -> pa.Table:
+def units(s3_bucket: str, half_faceless: Path) -> pa.Table:
     """One segment of a clip on S3."""
     uri = s3_bucket + "/clip.mp4"
     storage.write_bytes(uri, half_faceless.read_bytes())
     row = {"video_id": "v", "uri": uri, "duration_seconds": 3.0, "status": "ok", "size_bytes": 1}
-    return plan_segments(table_of([row], MANIFEST_SCHEMA), fps=2.0, segment_frames=64)
+    planned = plan(table_of([row], MANIFEST_SCHEMA), fps=2.0, segment_frames=64)
+    return planned.units(np.ones(1, bool), 1)
 
 
-def decoder_of(tmp_path: Path, spool_mb: int) -> SegmentDecoder:
-    cut = ExtractionConfig(no_face="context_only").segment_config(detect_here=False)
-    return SegmentDecoder(cut, SandboxConfig(spool_mb=spool_mb), str(tmp_path / "tries"))
+def decoder_of(spool_mb: int) -> SegmentDecoder:
+    cut = ExtractionConfig(no_face="context_only", segment_frames=64).segment_config(detect_here=False)
+    return SegmentDecoder(cut, SandboxConfig(spool_mb=spool_mb))
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)
@@ -63,6 +67,21 @@ def test_faults_that_pass_are_ridden_out(kind: str, proxy: FaultProxy, s3_bucket
     assert not storage.exists(uri + "-moved")
     done = {name.split()[0] for name in proxy.faults.injected}
     assert done >= {"GET", "HEAD", "LIST", "PART", "COMPLETE", "COPY", "DELETE"}, done
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "reset", "lost"])
+def test_commits_ride_out_faults_and_lost_answers(
+    kind: str, proxy: FaultProxy, s3_bucket: str
+) -> None:
+    output = s3_bucket + "/out"
+    proxy.faults = Faults(kinds=(kind,), operations=("PUT",), keys="/log/", most_per_request=1)
+    writer = LogWriter(output, "w")
+    for n in range(3):
+        add(writer, (f"v{n}", 0, "ok"))
+    proxy.faults, found = Faults(), proxy.faults.injected
+    assert found[f"PUT {kind}"] == 4
+    assert counted(log.read(output)) == stored(output) == [(f"v{n}", 0, "ok") for n in range(3)]
+    assert log.read(output).number == 3
 
 
 @pytest.mark.parametrize("operation", ["PART", "COMPLETE"])
@@ -126,13 +145,18 @@ def test_a_full_disk_is_named_and_leaves_the_old_content(
     storage.write_bytes(file, b"old")
     with pytest.raises(StorageError, match=r"no space left while writing `.*run\.json`: free"):
         storage.write_bytes(file, CONTENT)
+    with pytest.raises(StorageError, match=r"no space left while writing `.*0\.json`: free"):
+        storage.create_bytes(str(small_disk / "0.json"), CONTENT)
     assert storage.read_bytes(file) == b"old"
     uri = s3_bucket + "/clip.mp4"
     storage.write_bytes(uri, CONTENT)
-    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with storage.spooled(uri, len(CONTENT), 1 << 30, str(small_disk)) as path:
+        assert path == uri, "it is read in its place"
+    usage = shutil.disk_usage("/")  # what another process filled meanwhile
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 40))
     with (
         pytest.raises(StorageError, match=r"no space left while reading `s3://"),
-        storage.spooled(uri, len(CONTENT), 1 << 30),
+        storage.spooled(uri, len(CONTENT), 1 << 30, str(small_disk)),
     ):
         pass
     assert os.listdir(small_disk) == ["run.json"]
@@ -142,20 +166,19 @@ def test_a_full_disk_is_named_and_leaves_the_old_content(
 def test_storage_is_never_called_a_corrupt_video(
     spool_mb: int,
     proxy: FaultProxy,
-    plan: pa.Table,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    units: pa.Table,
 ) -> None:
-    decoder = decoder_of(tmp_path, spool_mb)
-    whole = decoder(plan)
+    decoder = decoder_of(spool_mb)
+    (whole,) = decoder(units)
     assert whole["status"].to_pylist() == ["ok"]
     proxy.faults = Faults(kinds=("500", "503", "reset", "half"), operations=("GET",))
-    assert decoder(plan)["frames"] == whole["frames"]
+    (again,) = decoder(units)
+    assert again["frames"] == whole["frames"]
     assert proxy.faults.injected
-    uri = plan["uri"][0].as_py()
+    uri = units["uri"][0].as_py()
     proxy.faults = Faults(kinds=("403",), operations=("GET",), most_per_request=1000)
     with pytest.raises(StorageError, match=rf"access denied while reading `{uri}`"):
-        decoder(plan)
+        list(decoder(units))
     decoder.sandbox.close()
     with pytest.raises(StorageError, match=rf"access denied while reading `{uri}`"):
         probe_uri(uri)

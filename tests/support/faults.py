@@ -25,7 +25,7 @@ class Faults:
     """Which requests get which fault, and which had one."""
 
     kinds: tuple[str, ...] = ()
-    """Of TRANSIENT, or `403`."""
+    """Of TRANSIENT, or `403`, or `lost`: what was asked is done, and the answer lost."""
     operations: tuple[str, ...] = OPERATIONS
     """Of OPERATIONS."""
     share: float = 1.0
@@ -149,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
+        if kind == "lost":
+            self._reset()
+            return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in (*_HOP_BY_HOP, "date", "server"):
