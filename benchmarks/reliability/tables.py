@@ -13,7 +13,7 @@ def tables(record: dict[str, Any]) -> list[str]:
 
 
 def _kills(part: dict[str, Any]) -> list[str]:
-    runs = part["runs"]
+    runs = part.get("runs", [])
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["victim"], run["job"], run["moment"]), []).append(run)

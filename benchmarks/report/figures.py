@@ -238,11 +238,11 @@ def cluster(record: Record) -> str:
 
 
 def kills(record: Record) -> str:
-    rows = record["runs"] + record["cases"]
-    lost, doubled = (sum(row[name] for row in rows) for name in ("lost", "doubled"))
+    runs, cases = record.get("runs", []), record.get("cases", [])
+    lost, doubled = (sum(row[name] for row in runs + cases) for name in ("lost", "doubled"))
     return (
-        f"{len(record['runs'])} kills and {len(record['cases'])} cases of two writers: "
-        f"{lost} rows lost, {doubled} doubled"
+        f"{len(runs)} kills and {len(cases)} cases of two writers: {lost} rows lost, "
+        f"{doubled} doubled"
     )
 
 
