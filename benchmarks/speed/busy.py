@@ -63,10 +63,8 @@ def busy(workers: int, segment_seconds: float, run_seconds: float) -> dict[str, 
     end = min(i[-1, 1] for i in intervals) - MARGIN_SECONDS
     inside = [np.clip(i, start, end) for i in intervals]
     slept = sum(float((i[:, 1] - i[:, 0]).sum()) for i in inside)
-    gaps = [
-        float(np.diff(np.concatenate([[start], i[(i[:, 1] > start) & (i[:, 0] < end)].ravel()[1:-1], [end]]))[1::2].max(initial=0.0))
-        for i in intervals
-    ]  # fmt: skip
+    waits = [i[1:, 0] - i[:-1, 1] for i in inside]
+    gaps = [float(wait.max(initial=0.0)) for wait in waits]
     return {
         "workers": len(intervals),
         "segments": done,
