@@ -148,7 +148,7 @@ def test_an_output_that_lacks_segments_says_so_whenever_it_is_killed(
         plain(*arguments, **options)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(where, step, die)
         changed = {"video_id": "a", "etag": "2"}
         run(changed, "b", "c", on_change="recompute", retry_failed=step == "commit")

@@ -51,7 +51,7 @@ def test_receipts_are_committed_while_the_run_goes_on(output: str) -> None:
 
 
 def test_work_that_was_done_before_an_error_counts(output: str) -> None:
-    with pytest.raises(ZeroDivisionError), Committer(LogWriter(output, "w"), seconds=NEVER) as c:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), Committer(LogWriter(output, "w"), seconds=NEVER) as c:
         c.add(write(output, A))
         raise ZeroDivisionError
     assert stored(output) == [A]
