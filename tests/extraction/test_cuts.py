@@ -1,5 +1,6 @@
 """However a video's work is cut into units, its segments hold the same bytes."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,8 @@ def decoder_of(*, detects: bool, **limits: int) -> SegmentDecoder:
 def rows(decoder: SegmentDecoder, uri: str, unit_segments: int, skip: int = 0) -> pa.Table:
     """The segments of a file, without every `skip`-th if given, sorted."""
     video = {"video_id": "v", "uri": uri, "duration_seconds": MOST_SECONDS}
-    try:
+    with contextlib.suppress(VideoError):  # planned all the same: its segments say what is wrong
         video["duration_seconds"] = min(MOST_SECONDS, probe_uri(uri)["duration_seconds"] or 1e9)
-    except VideoError:
-        pass  # planned all the same: its segments say what is wrong
     planned = plan(table_of([video], MANIFEST_SCHEMA), fps=FPS, segment_frames=SEGMENT_FRAMES)
     wanted = np.ones(planned.num_segments, bool)
     if skip:

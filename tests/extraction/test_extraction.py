@@ -150,7 +150,9 @@ def test_a_bad_file_fails_all_segments_of_its_unit(tmp_path):
     for path in (tmp_path / "gone.mp4", tmp_path / "text.mp4"):
         table = decoded(decoder, units_of(path, 2))
         assert table["segment_id"].to_pylist() == [f"v-{n:08d}" for n in (0, 2, 4)]
-        assert set(table["status"].to_pylist()) == {"unreadable" if "text" in str(path) else "missing"}
+        assert set(table["status"].to_pylist()) == {
+            "unreadable" if "text" in str(path) else "missing"
+        }
         assert all(table["error"].to_pylist())
     decoder.sandbox.close()
 

@@ -20,7 +20,8 @@ import ray
 from caan import schema, storage
 from caan.errors import InputError
 from caan.media.sampling import sample_frames
-from caan.outputs.plan import longest_first, plan_segments
+from caan.outputs import layout
+from caan.outputs.plan import longest_first, plan
 from jobs import evaluate, extract, index, label, train, verify
 from jobs.runtime import cli
 from jobs.runtime.options import Resources
@@ -86,14 +87,15 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     assert record["is_complete"]
     assert 0 < record["seconds_until_networks"] < record["seconds"]
     names = [file.uri for file in storage.list_files(f"{bucket}/features/features")]
-    segments = storage.read_table(f"{bucket}/features/features")
+    segments = pa.concat_tables(layout.read_rows(f"{bucket}/features", "features"))
     channels, height, width = record["identity"]["face_pool5_shape"]
     num_numbers = channels * height * width
     assert segments.schema.equals(schema.features_schema(260, 1280, face_pool5=num_numbers))
     for row in segments.to_pylist():
         assert [len(item) for item in row["face_pool5"]] == [num_numbers] * len(row["faces"])
     segment_ids = segments["segment_id"].to_pylist()
-    assert len(set(segment_ids)) == len(segment_ids)
+    assert len(set(segment_ids)) == len(segment_ids) == record["num_segments"]
+    assert verify.main(verify.Job(output=f"{bucket}/features")) == 0
 
     assert extract.main(job) == 0  # again: nothing is done twice
     assert [file.uri for file in storage.list_files(f"{bucket}/features/features")] == names
@@ -169,12 +171,13 @@ def test_no_worker_ends_with_a_long_segment_that_could_have_come_first() -> None
         for video, duration in (("a", 3.0), ("b", 20.0), ("c", 9.0))
     ]
     manifest = schema.table_of(rows, schema.MANIFEST_SCHEMA)
-    plan = plan_segments(manifest, fps=1.0, segment_frames=8)
-    ordered = longest_first(plan)
-    assert [(row["video_id"], row["first_index"]) for row in ordered.to_pylist()] == [
+    planned = plan(manifest, fps=1.0, segment_frames=8)
+    units = planned.units(np.ones(planned.num_segments, bool), 1)
+    assert [(row["video_id"], row["first_index"]) for row in longest_first(units).to_pylist()] == [
         ("b", 0), ("b", 8), ("c", 0), ("b", 16), ("a", 0), ("c", 8)
     ]  # fmt: skip
-    assert ordered.sort_by("segment_id").equals(plan.sort_by("segment_id"))
+    keys = [("video_id", "ascending"), ("first_index", "ascending")]
+    assert longest_first(units).sort_by(keys).equals(units.sort_by(keys))
 
 
 @pytest.mark.ray

@@ -216,7 +216,7 @@ def test_what_is_written_by_a_driver_that_lost_its_output_does_not_count(
             log.LogWriter(output, "jobs.extract on another machine")
             return super().run(job, plan, committer)
 
-    with pytest.raises(log.LostOutput, match="taken over by jobs.extract on another machine"):
+    with pytest.raises(log.LostOutput, match=r"taken over by jobs\.extract on another machine"):
         run("a", stages=Taken())
     write(output, ("a", 0, "ok"))  # and of a worker that was left behind
     assert counted(log.read(output)) == []

@@ -123,7 +123,7 @@ def test_a_lease_that_is_renewed_meanwhile_is_not_taken_over(
         held(output)
 
     monkeypatch.setattr(lease.time, "sleep", renew)
-    with pytest.raises(InputError, match="jobs.label on farm-7 still writes to .*: stop it first"):
+    with pytest.raises(InputError, match=r"jobs.label on farm-7 still writes to .*: stop it first"):
         Lease(output, "extract", take_over=True)
     assert waited == [pytest.approx(30, abs=3)]
     assert holder(output)["host"] == "farm-7"

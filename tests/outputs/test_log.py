@@ -75,7 +75,7 @@ def test_a_second_writer_stops_the_first_at_its_next_commit(output: str) -> None
     add(first, A)
     second = LogWriter(output, "jobs.extract on there")
     assert counted(second.state) == [A]
-    with pytest.raises(LostOutput, match="taken over by jobs.extract on there: this run stops"):
+    with pytest.raises(LostOutput, match=r"taken over by jobs.extract on there: this run stops"):
         add(first, B)
     assert counted(log.read(output)) == stored(output) == [A]
     add(second, C)
@@ -131,9 +131,7 @@ def test_a_checkpoint_gives_what_all_commits_give(
     state = log.read(output)
     asked: list[int] = []
     read = log._read_commit
-    monkeypatch.setattr(
-        log, "_read_commit", lambda output, n: asked.append(n) or read(output, n)
-    )
+    monkeypatch.setattr(log, "_read_commit", lambda output, n: asked.append(n) or read(output, n))
     assert same(log.read(output), state)
     assert asked == [12]
     for name in points:

@@ -57,7 +57,9 @@ def requests_of(planned, unit_segments=1000, which_N=None):
 def done_of(planned, which_N):
     """Some segments as the log gives them."""
     ids = planned.manifest["video_id"].to_numpy()[planned.video_N[which_N]]
-    return pa.table({"video_id": pa.array(ids, pa.string()), "first_index": planned.first_N[which_N]})
+    return pa.table(
+        {"video_id": pa.array(ids, pa.string()), "first_index": planned.first_N[which_N]}
+    )
 
 
 def test_ids_never_change():
@@ -158,9 +160,11 @@ def test_units_cover_each_segment_that_is_left_exactly_once(seed):
         for unit in units.to_pylist():
             count = len(segments_of(unit, planned.fps, planned.segment_frames))
             assert 1 <= count <= (per_video[unit["video_id"]] if most is sizes else most)
-        assert longest_first(units).sort_by(
-            [("video_id", "ascending"), ("first_index", "ascending")]
-        ).equals(units.sort_by([("video_id", "ascending"), ("first_index", "ascending")]))
+        assert (
+            longest_first(units)
+            .sort_by([("video_id", "ascending"), ("first_index", "ascending")])
+            .equals(units.sort_by([("video_id", "ascending"), ("first_index", "ascending")]))
+        )
     counts = [r["end_index"] - r["first_index"] for r in planned.units(left, 1).to_pylist()]
     assert planned.seconds(left) == pytest.approx(sum(counts) / fps)
 
@@ -219,7 +223,10 @@ def test_a_bad_manifest_is_refused_by_name(table, message):
         ({"uri": None}, "`v0` .*has no uri"),
         ({"duration_seconds": None}, "`v0` .*has no duration_seconds"),
         ({"start_seconds": -1.0}, r"`v0` .*from -1.0 to None s\) has a start_seconds that is not"),
-        ({"start_seconds": 2.0, "end_seconds": 2.0}, r"`v0` .*has an end_seconds that is not after"),
+        (
+            {"start_seconds": 2.0, "end_seconds": 2.0},
+            r"`v0` .*has an end_seconds that is not after",
+        ),
         ({"end_seconds": math.nan}, "`v0` .*has an end_seconds that is not after"),
         ({"start_seconds": math.nan}, "`v0` .*has a start_seconds that is not"),
         ({"duration_seconds": math.nan}, "`v0` .*has no duration_seconds"),

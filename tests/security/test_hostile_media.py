@@ -44,7 +44,9 @@ def rows_of(paths: list[Path]) -> tuple[pa.Table, pa.Table]:
     prober = IndexProber()
     manifest = prober(table_of(listed, MANIFEST_SCHEMA))
     prober.sandbox.close()
-    cut = ExtractionConfig(no_face="context_only", segment_frames=64).segment_config(detect_here=False)
+    cut = ExtractionConfig(no_face="context_only", segment_frames=64).segment_config(
+        detect_here=False
+    )
     planned = plan(manifest, fps=2.0, segment_frames=cut.segment_frames)
     decoder = SegmentDecoder(cut, LIMITS)
     units = planned.units(np.ones(planned.num_segments, bool), 1000)

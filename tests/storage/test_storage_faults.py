@@ -48,7 +48,9 @@ def units(s3_bucket: str, half_faceless: Path) -> pa.Table:
 
 
 def decoder_of(spool_mb: int) -> SegmentDecoder:
-    cut = ExtractionConfig(no_face="context_only", segment_frames=64).segment_config(detect_here=False)
+    cut = ExtractionConfig(no_face="context_only", segment_frames=64).segment_config(
+        detect_here=False
+    )
     return SegmentDecoder(cut, SandboxConfig(spool_mb=spool_mb))
 
 

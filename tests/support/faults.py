@@ -79,11 +79,17 @@ def operation_of(method: str, path: str, headers: Iterable[str]) -> str:
 
 
 class FaultProxy:
-    """Listens on loopback and hands requests on to `upstream`, after the faults of `faults`."""
+    """Listens on loopback and hands requests on to `upstream`, after the faults of `faults`.
+
+    `requests` and `sent_bytes` count what was answered, by (operation, path without query).
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream.removeprefix("http://")
         self.faults = Faults()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.sent_bytes: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
         proxy = self
 
         class Handler(_Handler):
@@ -93,6 +99,13 @@ class FaultProxy:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def count(self, operation: str, path: str, num_bytes: int) -> None:
+        """Count an answer with so many bytes."""
+        of = operation, urlsplit(path).path
+        with self._lock:
+            self.requests[of] += 1
+            self.sent_bytes[of] += num_bytes
 
     def close(self) -> None:
         """Ends the listening."""
@@ -151,6 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         elif self.command != "HEAD":
             self.wfile.write(content)
+        self.owner.count(operation, self.path, len(content))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 

@@ -9,9 +9,7 @@ from caan.outputs import layout, log
 from caan.outputs.log import LogWriter
 from caan.schema import GOOD_STATUSES, segment_id_of
 
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("segment_id", "video_id", "status", "error")]
-)
+SCHEMA = pa.schema([(name, pa.string()) for name in ("segment_id", "video_id", "status", "error")])
 
 Segment = tuple[str, int, str]
 """Video id, first grid frame, status."""
