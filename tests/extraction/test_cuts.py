@@ -1,9 +1,9 @@
 """However a video's work is cut into units, its segments hold the same bytes."""
 
-from pathlib import contextlib
+import contextlib
+from pathlib import Path
 
 import numpy as np
-import Path
 import pyarrow as pa
 import pytest
 

@@ -20,6 +20,7 @@ import ray
 from caan import schema, storage
 from caan.errors import InputError
 from caan.media.sampling import sample_frames
+from caan.outputs import layout
 from caan.outputs.plan import longest_first, plan
 from jobs import evaluate, extract, index, label, train, verify
 from jobs.runtime import cli
@@ -86,14 +87,15 @@ def test_the_whole_chain_runs_on_s3_and_resumes(
     assert record["is_complete"]
     assert 0 < record["seconds_until_networks"] < record["seconds"]
     names = [file.uri for file in storage.list_files(f"{bucket}/features/features")]
-    segments = storage.read_table(f"{bucket}/features/features")
+    segments = pa.concat_tables(layout.read_rows(f"{bucket}/features", "features"))
     channels, height, width = record["identity"]["face_pool5_shape"]
     num_numbers = channels * height * width
     assert segments.schema.equals(schema.features_schema(260, 1280, face_pool5=num_numbers))
     for row in segments.to_pylist():
         assert [len(item) for item in row["face_pool5"]] == [num_numbers] * len(row["faces"])
     segment_ids = segments["segment_id"].to_pylist()
-    assert len(set(segment_ids)) == len(segment_ids)
+    assert len(set(segment_ids)) == len(segment_ids) == record["num_segments"]
+    assert verify.main(verify.Job(output=f"{bucket}/features")) == 0
 
     assert extract.main(job) == 0  # again: nothing is done twice
     assert [file.uri for file in storage.list_files(f"{bucket}/features/features")] == names
@@ -174,6 +176,8 @@ def test_no_worker_ends_with_a_long_segment_that_could_have_come_first() -> None
     assert [(row["video_id"], row["first_index"]) for row in longest_first(units).to_pylist()] == [
         ("b", 0), ("b", 8), ("c", 0), ("b", 16), ("a", 0), ("c", 8)
     ]  # fmt: skip
+    keys = [("video_id", "ascending"), ("first_index", "ascending")]
+    assert longest_first(units).sort_by(keys).equals(units.sort_by(keys))
 
 
 @pytest.mark.ray

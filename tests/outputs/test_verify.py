@@ -311,14 +311,19 @@ FAILED_ONE = "features/failed-*.parquet"
 DAMAGES = {
     "a lost row": (edit(FIRST, lambda rows: rows[1:]), "than the log says: aaaa-00000000"),
     "a lost file": (lambda out: first_of(out, FIRST).unlink(), ".parquet` is missing"),
-    "a lost commit": (lambda out: (out / "log" / "00000003.json").unlink(), "segments are lost: cccc-00000004"),
+    "a lost commit": (
+        lambda out: (out / "log" / "00000003.json").unlink(), "segments are lost: cccc-00000004"
+    ),
     "a commit of rows that are not there": (
         lambda out: LogWriter(str(out), "x").commit(
             layout.write_rows(rows_of([("cccc", 4, "ok")]), str(out), "segment_scores")
         ),
         "run.json says num_segments 6, but 7",
     ),
-    "a number of faces": (edit(FIRST, lambda rows: rows[0]["faces"].pop() and None), "than the log says: aaaa-00000000"),
+    "a number of faces": (
+        edit(FIRST, lambda rows: rows[0]["faces"].pop() and None),
+        "than the log says: aaaa-00000000",
+    ),
     "a status other than the log's": (
         edit(FAILED_ONE, lambda rows: rows[0].update(status="crashed")), "than the log says"
     ),
@@ -366,7 +371,10 @@ DAMAGES = {
     "a silent failure": (
         edit(FAILED_ONE, lambda rows: rows[0].update(error=None)), "without an error"
     ),
-    "a video fewer": (edit("manifest.parquet", lambda rows: rows[:2]), "never planned: cccc-00000000, cccc-00000004"),
+    "a video fewer": (
+        edit("manifest.parquet", lambda rows: rows[:2]),
+        "never planned: cccc-00000000, cccc-00000004",
+    ),
     "a video unplanned": (
         edit("manifest.parquet", lambda rows: [*rows, rows[0] | {"video_id": "dddd"}]),
         "segments are lost: dddd-00000000, dddd-00000004",
