@@ -94,8 +94,7 @@ class Pipeline:
             cluster.wait_for(
                 cpus=wanted.min_cpus, gpus=wanted.min_gpus, seconds=wanted.wait_seconds
             )
-        monitor = stages.start_monitor(job)
-        deaths = stages.SharedDeathLog(deaths_of(committer.writer.state.segments))
+        monitor = stages.start_monitor(job, deaths_of(committer.writer.state.segments))
         start_time, start_seconds = time.time(), time.perf_counter()
         sizes = self._sizes()
         workers = sizes.num_decoders + sizes.num_embedders
@@ -104,7 +103,7 @@ class Pipeline:
             for _ in range(ROUNDS):
                 if not left_N.any():
                     break
-                for receipts in self._receipts(plan, left_N, committer, monitor, deaths):
+                for receipts in self._receipts(plan, left_N, committer, monitor):
                     committer.add(receipts)
                 committer.flush()
                 left_N = self._left(plan, committer, wanted_N)
@@ -150,7 +149,7 @@ class Pipeline:
         )
 
     def _receipts(
-        self, plan: Plan, left_N: np.ndarray, committer: Committer, monitor: Any, deaths: Any
+        self, plan: Plan, left_N: np.ndarray, committer: Committer, monitor: Any
     ) -> Iterator[pa.Table]:
         """Receipts of the row files of one run of the stages, as they are written."""
         sizes = self._sizes()
@@ -170,11 +169,10 @@ class Pipeline:
         decoding = self.config.segment_config(
             detect_here=not detect_on_gpu, face_embedding=self.face_embedding, decoder=self.decoder
         )
+        deaths = stages.SharedDeathLog(monitor)
         rows = rows.map_batches(
             stages.Staged,
-            fn_constructor_args=(
-                "decode", SegmentDecoder, (decoding, self.limits, deaths), monitor
-            ),
+            fn_constructor_args=("decode", SegmentDecoder, (decoding, self.limits, deaths), monitor),
             batch_size=None,
             batch_format="pyarrow",
             compute=actors(sizes.num_decoders),

@@ -19,8 +19,9 @@ class Monitor:
     `stage`; of a count `status.<word>` the word is the label `status`.
     """
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, job: str, deaths: dict[str, Deaths]) -> None:
         self.job = job
+        self.deaths = OwnDeathLog(deaths)
         self.totals: dict[str, dict[str, float]] = {}
         self.nodes: dict[str, set[str]] = {}
         self.num_started = 0
@@ -59,6 +60,14 @@ class Monitor:
         """End this actor; its process exports the last counts first."""
         ray.actor.exit_actor()
 
+    def deaths_of(self, video_id: str) -> Deaths:
+        """Children that died on this video."""
+        return self.deaths.of(video_id)
+
+    def add_death(self, video_id: str, status: str, error: str) -> None:
+        """Count one more."""
+        self.deaths.add(video_id, status, error)
+
     def when_began(self) -> dict[str, float]:
         """Start of the first reported call of each stage, in seconds since 1970."""
         return self.began
@@ -68,15 +77,15 @@ class Monitor:
         return self.totals, {stage: sorted(nodes) for stage, nodes in self.nodes.items()}
 
 
-def start_monitor(job: str) -> Any:
-    """Start a monitor on the driver's node; return its handle."""
+def start_monitor(job: str, deaths: dict[str, Deaths] | None = None) -> Any:
+    """Start a monitor on the driver's node, which no lost node takes away; return its handle.
+
+    `deaths` are those of earlier runs, by video id.
+    """
+    node = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(num_cpus=0)(Monitor)
-    return actor.options(scheduling_strategy=_here()).remote(job)
-
-
-def _here() -> NodeAffinitySchedulingStrategy:
-    """The driver's node, for an actor that no lost node may take away."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    return actor.options(scheduling_strategy=here).remote(job, deaths or {})
 
 
 class Staged:
@@ -108,17 +117,16 @@ class Staged:
 
 
 class SharedDeathLog:
-    """`DeathLog` of a run, kept by an actor on the driver's node."""
+    """`DeathLog` of a run, kept by its monitor."""
 
-    def __init__(self, of_before: dict[str, Deaths]) -> None:
-        actor: Any = ray.remote(num_cpus=0)(OwnDeathLog)
-        self.actor = actor.options(scheduling_strategy=_here()).remote(of_before)
+    def __init__(self, monitor: Any) -> None:
+        self.monitor = monitor
 
     def of(self, video_id: str) -> Deaths:
         """The deaths on this video so far."""
-        deaths: Deaths = ray.get(self.actor.of.remote(video_id))
+        deaths: Deaths = ray.get(self.monitor.deaths_of.remote(video_id))
         return deaths
 
     def add(self, video_id: str, status: str, error: str) -> None:
         """Count one more."""
-        ray.get(self.actor.add.remote(video_id, status, error))
+        ray.get(self.monitor.add_death.remote(video_id, status, error))
