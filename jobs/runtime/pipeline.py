@@ -169,10 +169,10 @@ class Pipeline:
         decoding = self.config.segment_config(
             detect_here=not detect_on_gpu, face_embedding=self.face_embedding, decoder=self.decoder
         )
-        deaths = stages.SharedDeathLog(monitor)
+        arguments = decoding, self.limits, stages.SharedDeathLog(monitor)
         rows = rows.map_batches(
             stages.Staged,
-            fn_constructor_args=("decode", SegmentDecoder, (decoding, self.limits, deaths), monitor),
+            fn_constructor_args=("decode", SegmentDecoder, arguments, monitor),
             batch_size=None,
             batch_format="pyarrow",
             compute=actors(sizes.num_decoders),
@@ -194,13 +194,13 @@ class Pipeline:
             )  # fmt: skip
         device = "cuda" if has_gpu else "cpu"
         batch = self.resources.embed_batch or (128 if has_gpu else 16)
-        arguments = (*self.arguments, device, batch, sizes.embedder_threads)
+        building = (*self.arguments, device, batch, sizes.embedder_threads)
         together = self.resources.embed_segments or segments_together(
             frames_per_segment, batch * (8 if has_gpu else 1)
         )
         rows = rows.map_batches(
             stages.Staged,
-            fn_constructor_args=("embed", self.build, arguments, monitor),
+            fn_constructor_args=("embed", self.build, building, monitor),
             batch_size=together,
             batch_format="pyarrow",
             compute=actors(sizes.num_embedders),
