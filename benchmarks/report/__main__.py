@@ -55,6 +55,11 @@ def line(row: Row, records: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def is_recorded(row: Row, records: Record) -> bool:
+    """Whether the records have the row's figures."""
+    return row.record in records and (not row.part or row.part in records[row.record])
+
+
 def page() -> str:
     """The whole page."""
     records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
@@ -67,11 +72,12 @@ def page() -> str:
             f"## {area}",
             "| what | figure | command | machine | record |",
             "|---|---|---|---|---|",
-            *(line(row, records) for row in rows if row.record in records),
+            *(line(row, records) for row in rows if is_recorded(row, records)),
             "",
         ]
-    if missing := sorted(used - records.keys()):
-        lines += [f"Not recorded: {', '.join(missing)}.", ""]
+    missing = [row for rows in AREAS.values() for row in rows if not is_recorded(row, records)]
+    if names := sorted(f"{row.record} {row.part}".strip() for row in missing):
+        lines += [f"Not recorded: {', '.join(names)}.", ""]
     lines += ["## Reliability in detail", "", *tables.tables(records["reliability"])]
     return "\n".join(lines).rstrip() + "\n"
 
