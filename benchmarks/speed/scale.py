@@ -11,9 +11,11 @@ same command until its 100 segments count.
 
 import argparse
 import logging
+import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +108,13 @@ def run(sizes: list[int]) -> list[dict[str, Any]]:
     return found
 
 
-def leave_log(output: str, of: Plan, num_done: int) -> int:
-    """The log of a run that was killed after so many segments, and its row files, empty.
+def leave_log(output: str, num_segments: int) -> int:
+    """The log of a run that was killed before its last segments, and its row files, empty.
 
-    Gives the number of row files.
+    Gives the number of row files. A process of its own runs it: its memory is not the driver's.
     """
+    of = planned(manifest_of((num_segments - LEFT) // 100, 100, LEFT))
+    num_done = of.num_segments - LEFT
     ids = of.manifest["video_id"].combine_chunks().take(pa.array(of.video_N[:num_done]))
     number = np.arange(num_done) // FILE_SEGMENTS
     names = [f"features/{n:032x}.parquet" for n in range(int(number[-1]) + 1)]
@@ -137,10 +141,9 @@ def leave_log(output: str, of: Plan, num_done: int) -> int:
 
 def resume(num_segments: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+            num_files = other.submit(leave_log, output, num_segments).result()
         manifest = manifest_of((num_segments - LEFT) // 100, 100, LEFT)
-        first = planned(manifest)
-        num_files = leave_log(output, first, first.num_segments - LEFT)
-        del first
         cluster.start()
         cluster.configure_data()
         start = time.perf_counter()
@@ -152,7 +155,7 @@ def resume(num_segments: int) -> dict[str, Any]:
         with Committer(writer) as committer:
             pipeline().run("extract", again, committer)
         removed = layout.remove_garbage(output, "features", writer.state)
-        seconds = time.perf_counter() - start
+        seconds, peak = time.perf_counter() - start, peak_mb()
         found = log.read(output).segments
     if num_left != LEFT or removed or again.not_in(found).any() or len(found) != num_segments:
         raise SystemExit(f"{num_left} segments were left to do, and {len(found)} count")
@@ -162,7 +165,7 @@ def resume(num_segments: int) -> dict[str, Any]:
         "planning_seconds": round(until_planned, 1),
         "log_seconds": round(until_known - until_planned, 1),
         "until_done_seconds": round(seconds, 1),
-        "driver_peak_mb": peak_mb(),
+        "driver_peak_mb": peak,
     }
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 import uuid
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 
 from caan import storage
-from caan.errors import InputError, redact
+from caan.errors import InputError, StorageError, redact
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Lease:
             "renewed": _now(),
         }
         self.renewed_at = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         while not self._create():
             holder = self._holder()
             if holder is not None:  # else it ended meanwhile
@@ -115,10 +118,21 @@ class Lease:
             storage.write_bytes(self.path, self._content())
 
     def __enter__(self) -> "Lease":
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
         self.release()
+
+    def _keep(self) -> None:
+        """Renew the lease until the end of `with`, whatever the driver does meanwhile."""
+        while not self._over.wait(RENEW_SECONDS / 4):
+            try:
+                self.renew()
+            except (StorageError, OSError) as error:  # it expires only after many of these
+                logger.warning("the lease of %s is not renewed: %s", redact(self.output), error)
 
     def release(self) -> None:
         """Give the lease back."""

@@ -190,7 +190,8 @@ def finish(
         storage.join(options.output, "run.json"),
         {
             "job": "finetune",
-            "is_complete": True,
+            "format": layout.FORMAT,
+        "is_complete": True,
             "fingerprint": config.fingerprint(identity),
             "fingerprint_of": identity,
             "config": config.to_dict(options),
