@@ -38,7 +38,7 @@ def _kills(part: dict[str, Any]) -> list[str]:
             f"| {sum(run['doubled'] for run in found)} |"
         )
     lines += ["", f"Kills survived: **{len(runs)}**; {_sums(runs)}."]
-    return [*lines, *_cases(part.get("cases", []))]
+    return [*(lines if runs else []), *_cases(part.get("cases", []))]
 
 
 def _cases(cases: list[dict[str, Any]]) -> list[str]:

@@ -191,7 +191,7 @@ def finish(
         {
             "job": "finetune",
             "format": layout.FORMAT,
-        "is_complete": True,
+            "is_complete": True,
             "fingerprint": config.fingerprint(identity),
             "fingerprint_of": identity,
             "config": config.to_dict(options),
