@@ -3,6 +3,8 @@
 What is killed: the driver, a worker, a raylet with its workers, the whole machine (driver, raylets
 and workers at once), or the job by `ray job stop`. When: see MOMENTS; each is seen by the names of
 the files that appear in the table's folder and in the log.
+
+More than 400 lines: the arena, its moments and its victims read each other's state.
 """
 
 import hashlib

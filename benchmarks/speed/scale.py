@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measuring import RESULTS, write_record
+from benchmarks.speed.sleeping import Passing
 from caan.extraction.config import ExtractionConfig, SandboxConfig
 from caan.outputs import layout, log
 from caan.outputs.committer import Committer
@@ -40,21 +41,6 @@ FILE_SEGMENTS = 16
 
 COMMIT_FILES = 5
 """Row files of each commit after the last checkpoint."""
-
-
-class NoNetwork:
-    """The last stage without its networks: passes the rows on, counted."""
-
-    def __init__(self, device: str, batch_size: int, num_threads: int) -> None:
-        self.counts: dict[str, float] = {}
-
-    def take_counts(self) -> dict[str, float]:
-        counts, self.counts = self.counts, {}
-        return counts
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        self.counts["segments"] = table.num_rows
-        return table.select(["segment_id", "video_id", "status"])
 
 
 def manifest_of(num_videos: int, segments_each: int, num_bad: int = 0) -> pa.Table:
@@ -83,7 +69,7 @@ def pipeline() -> Pipeline:
         config=ExtractionConfig(detector="libfacedetection"),
         limits=SandboxConfig(),
         resources=Resources(embed_segments=16),
-        build=NoNetwork,
+        build=Passing,
         arguments=(),
         table="features",
         frame_bytes=1000,

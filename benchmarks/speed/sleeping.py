@@ -1,4 +1,4 @@
-"""Stages that sleep in place of working; imports little, since dozens of workers load it."""
+"""Stages that sleep or pass rows on; imports little, since dozens of workers load it."""
 
 import os
 import time

@@ -10,7 +10,7 @@ from caan.errors import VideoError, redact
 from caan.media.sampling import probe
 from caan.media.sandbox import Sandbox
 from caan.schema import MANIFEST_SCHEMA, table_of
-from caan.storage.files import open_ranges
+from caan.storage.objects import open_ranges
 from caan.storage.paths import is_s3
 
 PROBE_SECONDS = 60.0

@@ -27,7 +27,8 @@ from caan.media.grid import Frame
 from caan.media.sampling import KeyFrame, Source, key_frames, sample_frames
 from caan.people.face_embedding import dlib_embedder
 from caan.schema import IMAGES_SCHEMA, table_of
-from caan.storage.files import explained, open_ranges
+from caan.storage.failures import explained
+from caan.storage.objects import open_ranges
 from caan.storage.paths import is_s3
 
 CHUNK_PIXELS = 16_000_000

@@ -114,7 +114,7 @@ def retinaface_weights_path(config: DetectorConfig) -> Path:
     """
     if config.weights.startswith("s3://"):
         from caan.backbones.weights import cache_folder
-        from caan.storage.files import fetch
+        from caan.storage.objects import fetch
 
         try:
             return fetch(config.weights, cache_folder())

@@ -1,4 +1,4 @@
-"""Commit the receipts of a running job every few seconds, and renew its lease."""
+"""Commit the receipts of a running job every few seconds."""
 
 import logging
 import threading
@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from caan import storage
 from caan.outputs.layout import RECEIPTS_SCHEMA
-from caan.outputs.lease import Lease
 from caan.outputs.log import LogWriter
 
 logger = logging.getLogger(__name__)
@@ -24,11 +23,8 @@ class Committer:
     file is refused as a whole: what only it holds is read once more.
     """
 
-    def __init__(
-        self, writer: LogWriter, lease: Lease | None = None, seconds: float = COMMIT_SECONDS
-    ) -> None:
+    def __init__(self, writer: LogWriter, seconds: float = COMMIT_SECONDS) -> None:
         self.writer = writer
-        self.lease = lease
         self.seconds = seconds
         self.num_refused = 0
         self._pending: list[pa.Table] = []
@@ -88,8 +84,6 @@ class Committer:
         last = time.monotonic()
         while not self._over.wait(min(1.0, self.seconds)):
             try:
-                if self.lease is not None:
-                    self.lease.renew()
                 if time.monotonic() - last >= self.seconds:
                     self.flush()
                     last = time.monotonic()

@@ -12,7 +12,7 @@ commit removes these files.
 
 import platform
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -176,34 +176,26 @@ def receipts_of(rows: pa.Table, name: str) -> pa.Table:
     return pa.table(columns, schema=RECEIPTS_SCHEMA)
 
 
-def drop_videos(
-    writer: LogWriter,
-    video_ids: Sequence[str],
-    apply: Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]] = map,
-) -> int:
+def drop_videos(writer: LogWriter, video_ids: Sequence[str]) -> int:
     """Remove all segments of these videos from an output; return their number.
 
-    Row files that hold other videos too are written anew without them, by `apply`, which works as
-    `map` does. One commit makes the new files count in place of the old ones.
+    Row files that hold other videos too are written anew without them. One commit makes the new
+    files count in place of the old ones.
     """
     segments = writer.state.of_videos(video_ids)
     names = pc.unique(segments["file"]).to_pylist()
     if names:
-        works = [(writer.output, name, tuple(video_ids)) for name in names]
-        receipts = [RECEIPTS_SCHEMA.empty_table(), *apply(_without, works)]
+        receipts = [_without(writer.output, name, video_ids) for name in names]
         writer.commit(pa.concat_tables(receipts), names)
         for name in names:
             storage.delete(storage.join(writer.output, name))
     return segments.num_rows
 
 
-def _without(work: tuple[str, str, tuple[str, ...]]) -> pa.Table:
+def _without(output: str, name: str, video_ids: Sequence[str]) -> pa.Table:
     """Write a row file anew without some videos; return the receipts of the new file."""
-    output, name, video_ids = work
     rows = storage.read_table(storage.join(output, name))
     rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], pa.array(video_ids, pa.string()))))
-    if not rows.num_rows:
-        return RECEIPTS_SCHEMA.empty_table()
     return write_rows(rows, output, name.partition("/")[0])
 
 

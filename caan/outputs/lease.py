@@ -94,7 +94,7 @@ class Lease:
                 raise InputError(
                     f"jobs.{holder['job']} on {holder['host']} (process {holder['process']}) "
                     f"writes to `{redact(self.output)}` since {holder['since']}, last seen "
-                    f"{holder['renewed']}: {hint}."
+                    f"{holder['renewed']}: {hint} (an option of jobs.extract and jobs.label)."
                 )
             if wait_seconds > 0:
                 logger.info("waiting %.0f s for the lease of %s", wait_seconds, holder["host"])

@@ -9,12 +9,13 @@ there and stops. No commit is ever deleted: a writer that slept through another'
 the number taken.
 """
 
+import itertools
 import json
 import logging
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,16 @@ class State:
         """Names of the row files of a table that count, sorted."""
         names = pc.unique(self.segments["file"]).to_pylist()
         return sorted(name for name in names if name.startswith(f"{table}/"))
+
+    def by_file(self) -> Iterator[tuple[str, pa.Table]]:
+        """Each row file that counts, with its rows of `segments`."""
+        files = self.segments["file"].combine_chunks()
+        codes = files.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        rows = self.segments.take(pa.array(order))
+        bounds = [*np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order)]
+        for start, end in itertools.pairwise(bounds):
+            yield files.dictionary[int(codes[order[start]])].as_py(), rows.slice(start, end - start)
 
     def statuses(self) -> dict[str, int]:
         """Number of videos by status, from the statuses of their segments."""

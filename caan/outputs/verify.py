@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from caan import config as configs
 from caan import storage
@@ -120,9 +119,9 @@ def _check_segments(output: str, record: dict[str, Any], findings: Findings) -> 
     videos = {video_id: row for row, video_id in enumerate(ids)}
     seen: set[str] = set()
     twice, foreign, off_grid, off_log = [], [], [], []
-    for name in state.files(table):
-        in_file = state.segments.filter(pc.equal(state.segments["file"].cast(pa.string()), name))
-        in_file = in_file.select(["video_id", "first_index", "status", "num_faces"])
+    for name, in_file in state.by_file():
+        if not name.startswith(f"{table}/"):
+            continue
         said = {
             segment_id_of(s["video_id"], s["first_index"]): (s["status"], s["num_faces"])
             for s in in_file.to_pylist()

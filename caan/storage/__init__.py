@@ -8,21 +8,19 @@ from caan.storage.files import (
     create_bytes,
     delete,
     exists,
-    fetch,
     is_folder,
     list_files,
     list_names,
     local_folder,
-    open_ranges,
     read_bytes,
     read_json,
     read_table,
-    spooled,
     stat,
     write_bytes,
     write_json,
     write_table,
 )
+from caan.storage.objects import fetch, open_ranges, spooled
 from caan.storage.paths import filesystem, is_s3, join, normalise
 
 __all__ = [

@@ -78,7 +78,7 @@ class Run:
             if is_changed:
                 layout.clear(writer)
                 layout.begin_record(self.output, fingerprint_of, fingerprint)
-            yield OpenRun(self, lease, writer, manifest, face_crops_of(table))
+            yield OpenRun(self, writer, manifest, face_crops_of(table))
 
     def _check_options(self) -> None:
         if not 0.0 <= self.min_ok <= 1.0:
@@ -109,7 +109,6 @@ class OpenRun:
     """An output that this driver holds."""
 
     run: Run
-    lease: Lease
     writer: LogWriter
     manifest: pa.Table
     """MANIFEST_SCHEMA."""
@@ -245,7 +244,7 @@ class OpenRun:
             counts = {name: before.get(name, {}) for name in names}
             counts["seconds_until_networks"] = before.get("seconds_until_networks")
             return counts
-        with Committer(self.writer, self.lease) as committer:
+        with Committer(self.writer) as committer:
             counts = pipeline.run(self.run.job_name, plan, committer)
         self.writer.check()  # another driver's rows are no garbage
         layout.remove_garbage(self.output, pipeline.table, self.writer.state)

@@ -8,9 +8,8 @@ import pytest
 
 from caan import storage
 from caan.errors import StorageError
-from caan.outputs import lease, log
+from caan.outputs import log
 from caan.outputs.committer import Committer
-from caan.outputs.lease import Lease
 from caan.outputs.log import LogWriter, LostOutput
 from tests.support.row_files import counted, row_files, stored, write
 
@@ -91,16 +90,3 @@ def test_a_commit_that_failed_may_be_tried_again(
             patch.setattr(storage, "create_bytes", lambda *_: (_ for _ in ()).throw(StorageError()))
             committer.flush()
     assert stored(output) == [A]
-
-
-def test_the_lease_is_renewed_while_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = str(tmp_path)
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.0)
-    with Lease(output, "extract") as mine, Committer(LogWriter(output, "w"), mine, seconds=0.05):
-        monkeypatch.setattr(lease, "_now", lambda: "later")
-        end = time.monotonic() + 30
-        while storage.read_json(mine.path)["renewed"] != "later" and time.monotonic() < end:
-            time.sleep(0.02)
-        assert storage.read_json(mine.path)["renewed"] == "later"

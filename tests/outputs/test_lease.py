@@ -183,3 +183,16 @@ def test_drivers_that_begin_together_get_one_lease(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [lease.FILE]
     for driver in drivers:
         driver.communicate("")
+
+
+def test_the_lease_is_renewed_while_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    with Lease(output, "extract") as mine:
+        monkeypatch.setattr(lease, "_now", lambda: "later")
+        end = time.monotonic() + 30
+        while storage.read_json(mine.path)["renewed"] != "later" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert storage.read_json(mine.path)["renewed"] == "later"

@@ -1,4 +1,4 @@
-"""Outputs proved whole, every kind of damage named, and videos forgotten; no Ray."""
+"""Outputs proved whole, and every kind of damage named; no Ray."""
 
 from pathlib import Path
 
@@ -7,179 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caan import config, storage
+from caan import storage
 from caan.errors import InputError
-from caan.outputs import layout, log
+from caan.outputs import layout
 from caan.outputs import verify as verify_module
-from caan.outputs.forget import counts_of, forget
-from caan.outputs.lease import FILE
 from caan.outputs.log import LogWriter
-from caan.outputs.plan import plan, segments_of
 from caan.outputs.verify import clean, verify
 from caan.schema import (
-    FRAME_SCORES_SCHEMA,
-    LABELS_SCHEMA,
-    MANIFEST_SCHEMA,
-    WINDOWS_SCHEMA,
     features_schema,
-    segment_scores_schema,
     table_of,
 )
-from jobs import forget as forget_job
 from jobs import verify as verify_job
 from tests.support.row_files import rows_of
-
-VIDEOS = ("aaaa", "bbbb", "cccc")
-FAILED = "cccc"
-
-
-def segment_row(request, schema):
-    """What the stages write of a segment: one face per frame, or a failure of video `cccc`."""
-    row = {k: request[k] for k in ("segment_id", "video_id", "start_seconds", "end_seconds")}
-    row |= {"frames": [], "faces": []}
-    if request["video_id"] == FAILED:
-        return row | {"status": "timed_out", "error": "killed after 300 seconds"}
-
-    def item(column, k):
-        types = schema.field(column).type.value_type
-        known = {"frame_index": k, "pts_seconds": k / 2.0, "box": [0, 0, 9, 9], "score": 1.0}
-        known |= {"raw_score": 0.5, "blind_raw_score": 0.5}
-        return {
-            part.name: known.get(part.name, [0] * getattr(part.type, "list_size", 0))
-            if part.name != "logits"
-            else [0.0, 1.0]
-            for part in types
-        }
-
-    indices = range(request["first_index"], request["first_index"] + request["num_frames"])
-    row |= {name: [item(name, k) for k in indices] for name in ("frames", "faces")}
-    return row | {"status": "ok", "decoder": "pyav"}
-
-
-def write_output(output: str, job: str = "extract") -> str:
-    """An output of extract or label as the jobs leave it, of three videos in six segments."""
-    videos = [
-        {"video_id": v, "uri": f"/{v}.mp4", "duration_seconds": 4.0, "status": "ok"} for v in VIDEOS
-    ]
-    manifest = table_of(videos, MANIFEST_SCHEMA)
-    storage.write_table(manifest, storage.join(output, "manifest.parquet"))
-    planned = plan(manifest, fps=2.0, segment_frames=4)
-    units = planned.units(np.ones(6, bool), 1).to_pylist()
-    requests = [request for unit in units for request in segments_of(unit, 2.0, 4)]
-    name = {"extract": "features", "label": "segment_scores"}[job]
-    schema = features_schema(3, 5) if job == "extract" else segment_scores_schema(3, 2, 4)
-    table = table_of([segment_row(r, schema) for r in requests], schema)
-    of = {"fps": 2.0, "segment_frames": 4}
-    layout.begin_record(output, of, config.fingerprint(of))
-    writer = LogWriter(output, "a test")
-    receipts = [layout.write_rows(table.slice(0, 3), output, name)]
-    writer.commit(receipts[0])
-    receipts += [layout.write_rows(table.slice(n, 1), output, name) for n in (4, 3)]
-    writer.commit(pa.concat_tables(receipts[1:]))
-    writer.commit(layout.write_rows(table.slice(5), output, name))
-    record = {
-        "format": layout.FORMAT,
-        "job": job,
-        "is_complete": True,
-        "fingerprint": config.fingerprint(of),
-        "fingerprint_of": of,
-        "identity": {"face_dim": 3, "context_dim": 5},
-    }
-    if job == "label":
-        record |= {"label_set": ["anger", "joy"], "model_id": "m"}
-        shared = {"person_id": "0", "probabilities": {"anger": 0.25, "joy": 0.75}}
-        labels = [
-            {"video_id": v, "is_main": True, "model_id": "m", "status": "ok", "label": "joy"}
-            | shared
-            for v in VIDEOS[:2]
-        ] + [{"video_id": FAILED, "is_main": True, "status": "timed_out", "model_id": "m"}]
-        record["pooling"] = {"window_seconds": 2.0}
-        windows = [
-            row | {"window_index": n, "start_seconds": 2.0 * n, "end_seconds": 2.0 * n + 2.0}
-            for row in labels[:2]
-            for n in range(2)
-        ]
-        storage.write_table(table_of(windows, WINDOWS_SCHEMA), output + "/windows/part-0.parquet")
-        scores = [
-            {"video_id": v, "frame_index": k, "pts_seconds": k / 2, "emotion_score": 0.125} | shared
-            for v in VIDEOS[:2]
-            for k in range(8)
-        ]
-        storage.write_table(table_of(labels, LABELS_SCHEMA), output + "/labels/part-0.parquet")
-        storage.write_table(
-            table_of(scores, FRAME_SCORES_SCHEMA), output + "/frame_scores/part-0.parquet"
-        )
-    storage.write_json(output + "/run.json", record | counts_of(output, record))
-    return output
-
-
-@pytest.mark.parametrize("job", ["extract", "label"])
-def test_a_whole_output_passes_and_a_video_is_forgotten(tmp_path: Path, job: str) -> None:
-    output = write_output(str(tmp_path / "out"), job)
-    found = verify(output)
-    assert found.problems == []
-    assert (found.num_videos, found.num_segments) == (3, 6)
-    assert found.statuses == {"ok": 2, "timed_out": 1}
-    storage.write_bytes(output + "/previews/aaaa.mp4", b"film")
-    storage.write_bytes(output + "/previews/aaaab.mp4", b"another")
-    storage.write_bytes(output + "/labels.csv", b"video_id,label\naaaa,joy\nbbbb,joy\n")
-    storage.write_bytes(output + "/labels.jsonl", b'{"video_id": "aaaa"}\n{"video_id": "bbbb"}\n')
-    done = forget(output, ["aaaa"])
-    assert done.num_rows == {"extract": 5, "label": 16}[job]  # manifest, segments 2, rows, text 2
-    assert [name.rpartition("/")[2] for name in done.files] == ["aaaa.mp4"]
-    assert storage.exists(output + "/previews/aaaab.mp4")
-    (tmp_path / "out" / "previews" / "aaaab.mp4").unlink()
-    assert mentions(output, "aaaa") == []
-    after = verify(output)
-    assert after.problems == []
-    assert (after.num_videos, after.statuses) == (2, {"ok": 1, "timed_out": 1})
-    again = forget(output, ["aaaa"])
-    assert (again.num_rows, again.files) == (0, [])
-    assert verify_job.main(verify_job.Job(output=output)) == 0
-
-
-def mentions(output: str, video_id: str) -> list[str]:
-    """Files that hold these bytes, in their names or as they are or decompressed."""
-    found = []
-    uris = [file.uri for file in storage.list_files(output)]
-    if not storage.is_s3(output):  # hidden ones too
-        uris = [str(path) for path in Path(output).rglob("*") if path.is_file()]
-    for uri in uris:
-        content = storage.read_bytes(uri)
-        if uri.endswith(".parquet"):
-            table = pq.read_table(pa.BufferReader(content))
-            content += str(table.to_pydict()).encode() + str(table.schema.metadata).encode()
-        if video_id.encode() in content or video_id in uri.rpartition("/")[2]:
-            found.append(uri)
-    return found
-
-
-def test_an_output_on_s3_is_verified_and_forgotten_likewise(s3_bucket: str, tmp_path: Path) -> None:
-    write_output(str(tmp_path / "out"))
-    storage.copy_folder(tmp_path / "out", s3_bucket + "/out")
-    assert verify(s3_bucket + "/out").problems == []
-    assert forget(s3_bucket + "/out", ["aaaa"]).num_rows == 3
-    after = verify(s3_bucket + "/out")
-    assert (after.problems, after.num_videos, after.num_segments) == ([], 2, 4)
-    assert mentions(s3_bucket + "/out", "aaaa") == []
-
-
-def test_forgetting_goes_on_after_an_interruption_and_names_what_it_cannot_edit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = write_output(str(tmp_path / "out"))
-    (tmp_path / "out" / "report.md").write_text("see bbbb")
-    (tmp_path / "out" / "old.parquet.0123abcd.tmp").write_bytes(b"half of a killed write")
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            forget(output, ["bbbb"])
-    assert any("run.json says" in problem for problem in verify(output).problems)
-    assert forget_job.main(forget_job.Job(output=output, video_ids=("bbbb",))) == 1  # report.md
-    assert verify(output).problems == []
-    assert not list(tmp_path.glob("out/*.tmp"))
-    (tmp_path / "out" / "report.md").unlink()
-    assert forget_job.main(forget_job.Job(output=output, video_ids=("bbbb",))) == 0
+from tests.support.whole_outputs import write_output
 
 
 def test_a_file_that_no_commit_names_is_counted_and_cleaned_away(
@@ -201,82 +41,6 @@ def test_a_file_that_no_commit_names_is_counted_and_cleaned_away(
         assert "1 of killed runs: see --clean" in capsys.readouterr().out
         assert verify_job.main(verify_job.Job(output=output, clean=True)) == 0
         assert "1 files of killed runs deleted" in capsys.readouterr().out
-
-
-def test_nothing_is_cleaned_or_forgotten_while_a_driver_writes(tmp_path: Path) -> None:
-    output = write_output(str(tmp_path / "out"))
-    layout.write_rows(rows_of([("aaaa", 0, "ok")]), output, "features")
-    driver = {
-        "id": "x", "host": "farm-7", "process": 1, "process_started": 1.0, "job": "extract",
-        "since": "2030-01-01T00:00:00+00:00", "renewed": "2099-01-01T00:00:00+00:00",
-    }  # fmt: skip
-    storage.write_json(storage.join(output, FILE), driver)
-    before = {f.uri: f.etag for f in storage.list_files(output)}
-    for act in (clean, lambda output: forget(output, ["aaaa"])):
-        with pytest.raises(InputError, match=r"jobs\.extract on farm-7"):
-            act(output)
-    assert {f.uri: f.etag for f in storage.list_files(output)} == before
-
-
-def die_at(patch: pytest.MonkeyPatch, where: object, name: str) -> None:
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    patch.setattr(where, name, die)
-
-
-@pytest.mark.parametrize(
-    ("where", "step"),
-    [
-        (storage, "create_bytes"),  # before its commit
-        (storage, "delete"),  # after it
-        (layout, "remove_garbage"),
-        (log, "write_checkpoint"),
-        (storage, "write_json"),  # while the log is written anew
-    ],
-)
-def test_forgetting_leaves_no_byte_of_an_id_wherever_it_was_interrupted(
-    where: object, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "CHECKPOINT_COMMITS", 2)
-    output = write_output(str(tmp_path / "out"))
-    half = tmp_path / "out" / "log" / "00000009.json.0123abcd.tmp"
-    half.write_bytes(b'{"add": {"features/x.parquet": {"aaaa": [')
-    assert len(mentions(output, "aaaa")) > 4
-    assert any("checkpoint" in name for name in mentions(output, "aaaa"))
-    with monkeypatch.context() as patch:
-        die_at(patch, where, step)
-        with pytest.raises(KeyboardInterrupt):
-            forget(output, ["aaaa"])
-    forget(output, ["aaaa"])
-    assert mentions(output, "aaaa") == []
-    after = verify(output)
-    assert (after.problems, after.num_videos, after.num_garbage) == ([], 2, 0)
-    assert forget(output, ["aaaa"]).num_rows == 0
-    assert verify(output).num_segments == 4
-
-
-def test_a_video_of_an_interrupted_run_is_forgotten_too(tmp_path: Path) -> None:
-    output = write_output(str(tmp_path / "out"))
-    record = storage.read_json(output + "/run.json")
-    layout.begin_record(output, record["fingerprint_of"], record["fingerprint"])
-    layout.write_rows(rows_of([("aaaa", 0, "ok")]), output, "features")
-    assert forget(output, ["aaaa"]).num_rows == 3
-    assert mentions(output, "aaaa") == []
-    assert log.read(output).segments.num_rows == 4
-    storage.write_json(output + "/run.json", record | counts_of(output, record))
-    assert verify(output).problems == []
-
-
-def test_forget_refuses_what_it_cannot_mean(tmp_path: Path) -> None:
-    output = write_output(str(tmp_path / "out"))
-    before = {f.uri: f.etag for f in storage.list_files(output)}
-    for ids in ([], ["a"], ["../x"], ["", "aaaa"]):
-        with pytest.raises(InputError, match="--video-ids"):
-            forget(output, ids)
-    with pytest.raises(InputError, match=r"no run\.json"):
-        forget(str(tmp_path), ["aaaa"])
-    assert {f.uri: f.etag for f in storage.list_files(output)} == before
 
 
 def first_of(output: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from moto.moto_server.threaded_moto_server import MotoRequestHandler
 
 from caan import storage
 from caan.errors import InputError, Missing, StorageError, redact
-from caan.storage import files, paths
+from caan.storage import objects, paths
 
 TABLE = pa.table({"n": [1, 2, 3]})
 
@@ -291,7 +291,7 @@ def test_an_object_that_the_disk_has_no_room_for_is_read_in_its_place(
 def test_an_object_reads_like_the_local_file_at_random_places(
     s3_bucket, tmp_path, monkeypatch, size
 ):
-    monkeypatch.setattr(files, "RANGE_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(objects, "RANGE_BLOCK_BYTES", 1000)
     rng = random.Random(size)
     (tmp_path / "x").write_bytes(content := rng.randbytes(size))
     storage.write_bytes(s3_bucket + "/x", content)
@@ -311,7 +311,7 @@ def test_an_object_reads_like_the_local_file_at_random_places(
 
 
 def test_a_large_object_is_read_by_ranges(s3_bucket, monkeypatch):
-    monkeypatch.setattr(files, "RANGE_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(objects, "RANGE_BLOCK_BYTES", 1000)
     uri, content = s3_bucket + "/large.mp4", bytes(range(256)) * 4000
     storage.write_bytes(uri, content)
     sent: list[int] = []
