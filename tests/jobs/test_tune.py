@@ -46,6 +46,7 @@ def job_of(features: str, folder: Path, axes: str, **options: object) -> Job:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_search_ends_in_a_table_a_report_and_a_complete_model(
     features: str, running_ray: None, tmp_path: Path
 ) -> None:
